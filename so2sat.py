@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import datasets
+import fsspec
 import h5py
 import numpy as np
 import numpy.typing as npt
@@ -244,12 +246,14 @@ class Source:
         path: Path or URL it was opened from.
         arrays: Its datasets: `sen1` (N, 32, 32, 8), `sen2` (N, 32, 32, 10) and `label` (N, 17), any real dtype.
         rows: N, at least 1.
+        bytes: Size of the file.
         synthetic: What a stand-in file says of itself; empty for measured data.
     """
 
     path: str
     arrays: Mapping[str, h5py.Dataset]
     rows: int
+    bytes: int
     synthetic: str
 
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
@@ -318,8 +322,6 @@ def open_source(path: str, storage_options: Mapping[str, Any] | None = None) -> 
                 # Nobody writes these files, and a lock fails on some network file systems.
                 h5 = stack.enter_context(h5py.File(os.path.expanduser(path), "r", locking=False))
         except FileNotFoundError as error:
-            if not _is_absent(error):
-                raise SourceError(f"{path}: can't be read ({_one_line(_reason(error))})") from error
             raise MissingSourceError(f"{path}: no such file, expected an HDF5 file of So2Sat") from error
         except (IsADirectoryError, PermissionError) as error:
             raise SourceError(f"{path}: {error.strerror}, expected an HDF5 file of So2Sat") from error
@@ -332,7 +334,7 @@ def open_source(path: str, storage_options: Mapping[str, Any] | None = None) -> 
             raise SourceError(f"{path}: datasets differ in length ({found} rows), expected the same number of rows")
         if rows["label"] == 0:
             raise SourceError(f"{path}: datasets {', '.join(map(repr, rows))} have 0 rows, expected at least 1")
-        yield Source(path, arrays, rows["label"], str(h5.attrs.get("synthetic", "")))
+        yield Source(path, arrays, rows["label"], h5.id.get_filesize(), str(h5.attrs.get("synthetic", "")))
 
 
 def find_sources(folder: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -410,50 +412,48 @@ def _is_transient(error: BaseException) -> bool:
     status = getattr(reason, "status", None)
     if isinstance(status, int):
         return status == 429 or status >= 500
-    return not isinstance(reason, (FileNotFoundError, PermissionError, ValueError, TypeError))
-
-
-def _is_absent(error: FileNotFoundError) -> bool:
-    reason = _reason(error)
-    return isinstance(reason, FileNotFoundError) or getattr(reason, "status", None) in (404, 410)
-
-
-_retry = tenacity.retry(
-    retry=tenacity.retry_if_exception(_is_transient),
-    wait=tenacity.wait_exponential(multiplier=0.5, max=16),  # seconds
-    stop=tenacity.stop_after_attempt(7),
-    before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
-    reraise=True,
-)
+    return not isinstance(reason, (FileNotFoundError, PermissionError, ValueError, TypeError, ImportError))
 
 
 class _RemoteFile:
-    """A remote file for h5py, read by ranges.
+    """A remote file for h5py, read by ranges; failures of the network are retried, then raised as SourceError.
 
     It has no ``readinto`` on purpose: h5py would prefer it, and takes a short answer to it for a whole one.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
         self._url = url
-        self._storage_options = storage_options
-        self._file = self._open()
+        # `datasets` keeps the options of several protocols in one dict; those of others are not for this file system.
+        foreign = {*fsspec.available_protocols()} - {url.split("://")[0]}
+        self._options = {name: value for name, value in storage_options.items() if name not in foreign}
+        self._file = self._try(self._open)
 
-    @_retry
     def _open(self) -> Any:
-        filesystem, path = url_to_fs(self._url, **self._storage_options)
+        filesystem, path = url_to_fs(self._url, **self._options)
         # The header is read in many small pieces, the rest in large ones that no cache would serve.
         return filesystem.open(path, "rb", cache_type="first", block_size=1 << 16)
 
-    def read(self, size: int) -> bytes:
-        return self._read_at(self._file.tell(), size)
-
-    @_retry
-    def _read_at(self, offset: int, size: int) -> bytes:
+    def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
         data: bytes = self._file.read(size)
         if len(data) != size:
             raise ConnectionError(f"{len(data)} bytes came instead of {size}")
         return data
+
+    def _try(self, attempt: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return retry(attempt, *args)
+        except Exception as error:  # every file system of fsspec has exceptions of its own
+            reason = _reason(error)
+            if isinstance(reason, FileNotFoundError) or getattr(reason, "status", None) in (404, 410):
+                raise FileNotFoundError(self._url) from error
+            raise SourceError(f"{self._url}: can't be read ({_one_line(reason)})") from error
+
+    def read(self, size: int) -> Any:
+        # h5py calls this under its global lock. If garbage were collected in fsspec's I/O thread meanwhile, and an h5py
+        # object were among it, that thread would wait for the lock and this one for the thread.
+        with _garbage_collection_off():
+            return self._try(self._read, self._file.tell(), size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
@@ -466,6 +466,26 @@ class _RemoteFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextlib.contextmanager
+def _garbage_collection_off() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+retry = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_is_transient),
+    wait=tenacity.wait_exponential(multiplier=0.5, max=16),  # seconds
+    stop=tenacity.stop_after_attempt(7),
+    before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
+    reraise=True,
+)
 
 
 # ┌──────────────┐

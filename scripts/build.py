@@ -1,0 +1,330 @@
+"""Builds the Parquet repository from a folder of So2Sat HDF5 files."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tqdm
+from fsspec.core import url_to_fs
+
+import card
+import command
+import layout
+import manifest
+import so2sat
+from command import CommandError
+
+# Private to the build: the lock, and the state of the source files when the shards were written.
+STATE_FOLDER = ".build"
+
+EXAMPLES = """\
+  python scripts/build.py data build/so2sat                  all configs, one worker process per core
+  python scripts/build.py data build/so2sat --config all     one config
+  python scripts/build.py https://host/data build/so2sat     from a server, read by ranges
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = command.parser(
+        "Builds a Parquet repository, ready for load_dataset() and for the Hub, from So2Sat HDF5 files. A build that"
+        " was interrupted goes on where it stopped when it is run again.",
+        EXAMPLES,
+    )
+    files = ", ".join(so2sat.SOURCE_FILES.values())
+    parser.add_argument("source", metavar="SOURCE", help=f"folder or fsspec URL with {files} (the last is optional)")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder: new, empty or a repository built earlier")
+    parser.add_argument("--config", action="append", choices=so2sat.CONFIGS, help="may be repeated (default: all)")
+    parser.add_argument(
+        "--image-format", choices=so2sat.IMAGE_FORMATS, default="jpeg", help="for rgb (default: jpeg; png is lossless)"
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)"
+    )
+    parser.add_argument("--force", action="store_true", help="write every shard anew")
+    return command.run(_run, parser, argv)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> None:
+    build(options.source, options.output, options.config, options.image_format, options.workers, options.force)
+
+
+def build(
+    source: str,
+    output: Path,
+    configs: Sequence[str] | None = None,
+    image_format: str = "jpeg",
+    workers: int = 1,
+    force: bool = False,
+) -> manifest.Manifest:
+    """Builds a repository, or completes or updates one.
+
+    Args:
+        source: Folder or fsspec URL with the source files.
+        output: Folder of the repository. Configs it already holds stay part of it.
+        configs: Configs to build, all if None.
+        image_format: One of so2sat.IMAGE_FORMATS, for `rgb`.
+        workers: Number of worker processes.
+        force: Whether to write shards anew that are there already.
+
+    Returns:
+        What the repository holds now.
+
+    Raises:
+        so2sat.SourceError: A source file is not as expected.
+        CommandError: The repository can't be written as things are.
+    """
+    output = output.expanduser().resolve()
+    sources = so2sat.find_sources(source)
+    print(f"{source}: checking all labels")
+    records = manifest.describe(sources)
+    for name, record in records.items():
+        print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
+    with _locked(output), _processes(workers) as pool:
+        old = manifest.Manifest.load(output)
+        asked = configs or list(so2sat.CONFIGS)
+        new = manifest.Manifest(
+            versions=manifest.current_versions(),
+            image_format=old.image_format if old and "rgb" not in asked else image_format,
+            sources=records,
+            configs=[config for config in so2sat.CONFIGS if config in asked or (old and config in old.configs)],
+        )
+        plan = [
+            shard
+            for config in new.configs
+            for record in records.values()
+            for shard in layout.plan_shards(config, record.split, record.rows, sources[record.split], new.image_format)
+        ]
+        states = {name: _state(sources[record.split]) for name, record in records.items()}
+        if old and not force:
+            new.shards = _kept_shards(pool, output, old, new, plan, states)
+        missing = [shard for shard in plan if shard.name not in new.shards]
+        stale = _stale_files(output, plan)
+        if missing or stale:
+            _check_space(pool, output, missing)
+            output.joinpath(card.NAME).write_text(card.INCOMPLETE)
+            output.joinpath(STATE_FOLDER, "sources.json").write_text(json.dumps(states))
+            for path in stale:
+                path.unlink()
+            _write(pool, output, new, missing)
+        _finish(output, new)
+    return new
+
+
+def _kept_shards(
+    pool: concurrent.futures.Executor,
+    output: Path,
+    old: manifest.Manifest,
+    new: manifest.Manifest,
+    plan: Sequence[layout.Shard],
+    states: Mapping[str, str],
+) -> dict[str, layout.ShardRecord]:
+    """Finds the shards of an earlier build that are still right, and says why the others are not."""
+    old_states = _load_states(output)
+    reasons: dict[str, int] = {}
+    candidates = []
+    for shard in plan:
+        if shard.name in old.shards:
+            name = so2sat.SOURCE_FILES[shard.split]
+            if old.versions != new.versions:
+                reason = f"made with {_versions(old.versions)}, now {_versions(new.versions)}"
+            elif old.sources.get(name) != new.sources[name] or old_states.get(name, states[name]) != states[name]:
+                reason = f"{name} has changed"
+            elif shard.config == "rgb" and old.image_format != new.image_format:
+                reason = f"image format was {old.image_format}, now {new.image_format}"
+            else:
+                candidates.append(shard)
+                continue
+            reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        print(f"{count} shards are written anew: {reason}")
+    checks = {pool.submit(layout.is_intact, shard, output, old.shards[shard.name]): shard for shard in candidates}
+    kept = {}
+    for shard, intact in _as_completed(checks, "checking"):
+        if intact:
+            kept[shard.name] = old.shards[shard.name]
+        else:
+            print(f"{shard.name} is written anew: missing, or its bytes have changed")
+    return kept
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _write(
+    pool: concurrent.futures.Executor, output: Path, new: manifest.Manifest, missing: Sequence[layout.Shard]
+) -> None:
+    """Writes the missing shards; after each the manifest knows of it."""
+    new.save(output)
+    started = time.monotonic()
+    total = len(new.shards) + len(missing)
+    futures = {pool.submit(layout.write_shard, shard, output): shard for shard in missing}
+    try:
+        for shard, record in _as_completed(futures, "writing"):
+            new.shards[shard.name] = record
+            new.save(output)
+    except (OSError, BrokenProcessPool) as error:
+        state = f"{len(new.shards)} of {total} shards are finished and kept"
+        if isinstance(error, BrokenProcessPool):
+            advice = "a worker process was killed, perhaps for want of memory; try again, with fewer --workers"
+        elif error.errno == errno.ENOSPC:
+            advice = "the disk is full; free some space and run the same command again"
+        else:
+            raise
+        raise CommandError(f"{output}: {advice} ({state})") from error
+    rows, seconds = sum(shard.stop - shard.start for shard in missing), time.monotonic() - started
+    print(f"wrote {len(missing)} shards, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
+
+
+def _finish(output: Path, new: manifest.Manifest) -> None:
+    """Puts the card on top, last of all, and reports."""
+    new.save(output)
+    with layout.replacing(output / card.NAME) as file:
+        file.write(card.render(new).encode())
+    rows = sum(record.rows for record in new.shards.values())
+    size = sum(record.bytes for record in new.shards.values())
+    print(
+        f"{output} is complete: {', '.join(new.configs)}; {len(new.shards)} shards, {rows:,} rows, {size:,} bytes"
+        f"{'; SYNTHETIC' if new.synthetic else ''}"
+    )
+
+
+def _as_completed(futures: Mapping[concurrent.futures.Future[Any], layout.Shard], label: str) -> Iterator[Any]:
+    """Yields shards with their results as they come, under a progress bar, or with a line each in a log file."""
+    with tqdm.tqdm(
+        total=sum(shard.stop - shard.start for shard in futures.values()),
+        desc=label,
+        unit=" rows",
+        disable=None,
+        dynamic_ncols=True,
+    ) as bar:
+        for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            shard = futures[future]
+            yield shard, future.result()
+            bar.update(shard.stop - shard.start)
+            if bar.disable:
+                print(f"{label} {number}/{len(futures)}: {shard.name}", flush=True)
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Creates the repository's folder and keeps other builds out of it.
+
+    Raises:
+        CommandError: It holds something else, or another build is at work.
+    """
+    if output.exists() and not output.is_dir():
+        raise CommandError(f"{output}: not a folder")
+    if output.is_dir() and not (output / manifest.NAME).exists():
+        others = sorted(path.name for path in output.iterdir() if path.name != STATE_FOLDER)
+        if others:
+            raise CommandError(
+                f"{output}: holds {others[0]} but no {manifest.NAME} of an earlier build; give a new or empty folder"
+            )
+    state = output / STATE_FOLDER
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(state / "lock", timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise CommandError(f"{output}: another build is writing into this folder; wait for it to end") from error
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[concurrent.futures.Executor]:
+    """A pool of worker processes that end with this process, however it ends."""
+    before = {*multiprocessing.active_children()}
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in {*multiprocessing.active_children()} - before:
+                child.terminate()
+            raise
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _state(path: str) -> str:
+    """What tells that a file was changed without reading it: size and time or tag, as far as its file system says."""
+    filesystem, name = url_to_fs(path)
+    info = so2sat.retry(filesystem.info, name)
+    return str({key: info[key] for key in ("size", "mtime", "ETag", "Last-Modified", "LastModified") if key in info})
+
+
+def _load_states(output: Path) -> dict[str, str]:
+    try:
+        states: dict[str, str] = json.loads(output.joinpath(STATE_FOLDER, "sources.json").read_bytes())
+    except (OSError, ValueError):  # the folder came from elsewhere, or the power went
+        return {}
+    return states
+
+
+def _stale_files(output: Path, plan: Sequence[layout.Shard]) -> list[Path]:
+    """Files of earlier builds that no longer belong: shards of another plan and incomplete ones."""
+    names = {shard.name for shard in plan}
+    return [
+        path
+        for config in so2sat.CONFIGS
+        for pattern in ("*-*-of-*.parquet", f".*{layout.INCOMPLETE_SUFFIX}")
+        for path in sorted(output.glob(f"{config}/{pattern}"))
+        if path.relative_to(output).as_posix() not in names
+    ]
+
+
+def _check_space(pool: concurrent.futures.Executor, output: Path, missing: Sequence[layout.Shard]) -> None:
+    """Estimates what the missing shards take.
+
+    Raises:
+        CommandError: The disk has less.
+    """
+    first = {(shard.config, shard.split): shard for shard in reversed(missing)}
+    per_row = dict(zip(first, pool.map(layout.bytes_per_row, first.values())))
+    needed = sum((shard.stop - shard.start) * per_row[shard.config, shard.split] for shard in missing)
+    replaced = sum(path.stat().st_size for shard in missing if (path := output / shard.name).is_file())
+    free = shutil.disk_usage(output).free + replaced
+    if needed > free:
+        raise CommandError(
+            f"{output}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free;"
+            " free some space or choose another folder"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Layout of the Parquet repository: which rows go into which shard, and how a shard is written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub.utils.sha import sha_fileobj
+
+import so2sat
+
+LAYOUT_VERSION = 1  # raise it when the same input gives other bytes
+
+# Rows of a row group, what a reader fetches at the least: 9 MB of arrays, or about 1.5 MB of images.
+ROW_GROUP_ROWS = {"rgb": 1024, "all": 128}
+
+# A shard is at most this large in memory, the size `datasets` aims at (datasets.config.MAX_SHARD_SIZE) …
+MAX_SHARD_BYTES = 500_000_000
+# … and at most this long, so that small columns too come in enough shards for parallel readers.
+MAX_SHARD_ROWS = 32_768
+# Bytes a row takes in memory: values and list offsets, or a 32×32 image that did not compress.
+ROW_BYTES = {"rgb": 3_400, "all": 82_300}
+
+# datasets.config.DEFAULT_CDC_OPTIONS of datasets 5.2: an edited file keeps most of its pages, so of its upload.
+CONTENT_DEFINED_CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
+
+# A dictionary of at most this many values makes indices of half a float32 or less.
+MAX_DICTIONARY_VALUES = 1 << 16
+
+INCOMPLETE_SUFFIX = ".incomplete"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file of the repository and the source rows it holds.
+
+    Attributes:
+        config: Name of the config.
+        split: Name of the split.
+        index: Its number among the split's shards, from 0.
+        count: How many shards the split has, a power of two.
+        start: First row.
+        stop: Row after the last.
+        source: Path or URL of the source file.
+        image_format: How images are encoded, one of so2sat.IMAGE_FORMATS.
+    """
+
+    config: str
+    split: str
+    index: int
+    count: int
+    start: int
+    stop: int
+    source: str
+    image_format: str
+
+    @property
+    def name(self) -> str:
+        """Path inside the repository."""
+        return f"{self.config}/{self.split}-{self.index:05d}-of-{self.count:05d}.parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRecord:
+    """What is known of a finished shard: rows, bytes of the file, bytes in memory as Arrow, and checksum."""
+
+    rows: int
+    bytes: int
+    arrow_bytes: int
+    sha256: str
+
+
+def plan_shards(config: str, split: str, rows: int, source: str, image_format: str) -> list[Shard]:
+    """Divides a split into shards.
+
+    Their number is the smallest power of two that keeps each within MAX_SHARD_BYTES and MAX_SHARD_ROWS, but never so
+    large that one would be empty. Shards end at row group boundaries and differ by at most one row group.
+    """
+    group = ROW_GROUP_ROWS[config]
+    groups = -(-rows // group)
+    largest = min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // ROW_BYTES[config]) // group
+    count = 1
+    while -(-groups // count) > largest:
+        count *= 2
+    edges = [min(index * groups // count * group, rows) for index in range(count + 1)]
+    return [
+        Shard(config, split, index, count, edges[index], edges[index + 1], source, image_format)
+        for index in range(count)
+    ]
+
+
+def to_table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """Makes an Arrow table of the columns that so2sat.read_columns gives, without a Python object per value."""
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if isinstance(field.type, pa.ExtensionType):
+            arrays.append(pa.ExtensionArray.from_storage(field.type, _nested_list(values)))
+        elif pa.types.is_struct(field.type):  # an image: its file's bytes, and no path
+            members = [pa.array(values, pa.binary()), pa.nulls(len(values), pa.string())]
+            arrays.append(pa.StructArray.from_arrays(members, fields=list(field.type)))
+        else:
+            arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _nested_list(values: npt.NDArray[Any]) -> pa.ListArray:
+    """Lists of lists over the array's own memory; the function of `datasets` for this copies it twice."""
+    nested = pa.array(values.reshape(-1))
+    for axis in range(values.ndim - 1, 0, -1):
+        length = values.shape[axis]
+        offsets = pa.array(np.arange(0, len(nested) + 1, length, dtype=np.int32))
+        nested = pa.ListArray.from_arrays(offsets, nested)
+    return nested
+
+
+def leaf_paths(field: pa.Field) -> list[str]:
+    """Parquet paths of a column's leaves, by which Parquet's column options go."""
+
+    def leaves(path: str, type_: pa.DataType) -> list[str]:
+        if isinstance(type_, pa.ExtensionType):
+            return leaves(path, type_.storage_type)
+        if pa.types.is_list(type_):
+            return leaves(f"{path}.list.element", type_.value_type)
+        if pa.types.is_struct(type_):
+            return [leaf for member in type_ for leaf in leaves(f"{path}.{member.name}", member.type)]
+        return [path]
+
+    return leaves(field.name, field.type)
+
+
+def writer_options(schema: pa.Schema, columns: dict[str, Any]) -> dict[str, Any]:
+    """Options of pyarrow.parquet.ParquetWriter for a shard.
+
+    Args:
+        schema: Arrow schema of the config.
+        columns: The shard's first block, which decides whether `sentinel2` gets a dictionary.
+    """
+    compression, dictionary, encoding, statistics = {}, [], {}, []
+    for field in schema:
+        for leaf in leaf_paths(field):
+            is_image = pa.types.is_struct(field.type)
+            compression[leaf] = "NONE" if is_image else "ZSTD"  # JPEG and PNG are compressed already
+            if not is_image:  # the least and greatest image help nobody
+                statistics.append(leaf)
+            if not isinstance(field.type, pa.ExtensionType):
+                encoding[leaf] = "PLAIN"
+            elif field.name == "sentinel2" and len(np.unique(columns[field.name])) <= MAX_DICTIONARY_VALUES:
+                dictionary.append(leaf)
+            else:
+                encoding[leaf] = "BYTE_STREAM_SPLIT"
+    return {
+        "compression": compression,
+        "use_dictionary": dictionary,
+        "column_encoding": encoding,
+        "write_statistics": statistics,
+        "write_page_index": True,
+        "write_page_checksum": True,
+        "use_content_defined_chunking": CONTENT_DEFINED_CHUNKING,
+    }
+
+
+def write_rows(file: BinaryIO, source: so2sat.Source, config: str, start: int, stop: int, image_format: str) -> int:
+    """Writes rows of a source as a Parquet file, one block in memory at a time.
+
+    Returns:
+        Bytes the rows take in memory as Arrow, as `datasets` counts them.
+    """
+    schema = so2sat.features(config).arrow_schema
+    arrow_bytes = 0
+    with contextlib.ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for group_start in range(start, stop, ROW_GROUP_ROWS[config]):
+            tables = []
+            for columns in _blocks(
+                source, config, group_start, min(group_start + ROW_GROUP_ROWS[config], stop), image_format
+            ):
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(file, schema, **writer_options(schema, columns)))
+                    writer.add_key_value_metadata({"content_defined_chunking": json.dumps(CONTENT_DEFINED_CHUNKING)})
+                tables.append(to_table(columns, schema))
+            table = pa.concat_tables(tables).combine_chunks() if len(tables) > 1 else tables[0]
+            arrow_bytes += table.nbytes
+            assert writer is not None
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS[config])
+    return arrow_bytes
+
+
+def _blocks(source: so2sat.Source, config: str, start: int, stop: int, image_format: str) -> Iterator[dict[str, Any]]:
+    for block in range(start, stop, so2sat.ROWS_PER_BLOCK):
+        yield so2sat.read_columns(source, config, block, min(block + so2sat.ROWS_PER_BLOCK, stop), image_format)
+
+
+def is_intact(shard: Shard, folder: Path, record: ShardRecord) -> bool:
+    """Whether the shard's file is there with the bytes that the record tells of."""
+    path = folder / shard.name
+    if not path.is_file() or path.stat().st_size != record.bytes:
+        return False
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex() == record.sha256
+
+
+def bytes_per_row(shard: Shard) -> float:
+    """Bytes that a row takes in the shard's file, measured on its first row group."""
+    rows = min(ROW_GROUP_ROWS[shard.config], shard.stop - shard.start)
+    file = io.BytesIO()
+    with so2sat.open_source(shard.source) as source:
+        write_rows(file, source, shard.config, shard.start, shard.start + rows, shard.image_format)
+    return len(file.getvalue()) / rows
+
+
+def write_shard(shard: Shard, folder: Path) -> ShardRecord:
+    """Writes a shard; it appears under its name only when it is complete and on the disk.
+
+    Args:
+        shard: What to write.
+        folder: Root of the repository.
+
+    Raises:
+        so2sat.SourceError: The source can't be read, or is not as expected.
+        OSError: The shard can't be written.
+    """
+    path = folder / shard.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        with so2sat.open_source(shard.source) as source:
+            arrow_bytes = write_rows(file, source, shard.config, shard.start, shard.stop, shard.image_format)
+        file.seek(0)
+        sha256 = sha_fileobj(file).hex()
+        size = file.tell()
+    return ShardRecord(rows=shard.stop - shard.start, bytes=size, arrow_bytes=arrow_bytes, sha256=sha256)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path`, whole and on the disk, when the block ends without an exception."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{INCOMPLETE_SUFFIX}")
+    try:
+        with temporary.open("x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's entries on the disk, so that a rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

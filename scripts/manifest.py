@@ -1,0 +1,126 @@
+"""The manifest: what a repository holds and what it was made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+import layout
+import so2sat
+from command import CommandError
+
+NAME = "manifest.json"
+
+# Rows of every array that go into a source's fingerprint, evenly spread and with the first and the last.
+FINGERPRINT_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRecord:
+    """A source file: the split it makes, rows, size in bytes, fingerprint, and what it says of itself if synthetic."""
+
+    split: str
+    rows: int
+    bytes: int
+    fingerprint: str
+    synthetic: str
+
+
+@dataclasses.dataclass
+class Manifest:
+    """What a repository holds.
+
+    Attributes:
+        versions: Versions of what decides the bytes of a shard.
+        image_format: Format of the images of `rgb`, one of so2sat.IMAGE_FORMATS.
+        sources: The source files by name.
+        configs: The configs, in the order of so2sat.CONFIGS.
+        shards: The finished shards by path.
+    """
+
+    versions: dict[str, str]
+    image_format: str
+    sources: dict[str, SourceRecord]
+    configs: list[str]
+    shards: dict[str, layout.ShardRecord] = dataclasses.field(default_factory=dict)
+
+    @property
+    def synthetic(self) -> str:
+        """What the sources say of themselves if they are synthetic, else an empty string."""
+        return " ".join(sorted({source.synthetic for source in self.sources.values()} - {""}))
+
+    def save(self, folder: Path) -> None:
+        """Writes the manifest into a repository, in place of the one there."""
+        self.shards = dict(sorted(self.shards.items()))
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        with layout.replacing(folder / NAME) as file:
+            file.write(text.encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest | None:
+        """Reads a repository's manifest; None if there is none.
+
+        Raises:
+            CommandError: It is not a manifest.
+        """
+        path = folder / NAME
+        if not path.exists():
+            return None
+        try:
+            fields = json.loads(path.read_bytes())
+            return cls(
+                versions=dict(fields["versions"]),
+                image_format=str(fields["image_format"]),
+                sources={name: SourceRecord(**record) for name, record in fields["sources"].items()},
+                configs=list(fields["configs"]),
+                shards={name: layout.ShardRecord(**record) for name, record in fields["shards"].items()},
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CommandError(f"{path}: not a manifest of a So2Sat repository ({error!r})") from error
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what decides the bytes of a shard."""
+    libraries = {name: importlib.metadata.version(name) for name in ("datasets", "pillow", "pyarrow")}
+    return {"so2sat": so2sat.VERSION, "layout": str(layout.LAYOUT_VERSION), **libraries}
+
+
+def describe(sources: Mapping[str, str]) -> dict[str, SourceRecord]:
+    """Describes source files, and checks every label on the way.
+
+    Args:
+        sources: Path or URL by split.
+
+    Returns:
+        Their records by file name.
+
+    Raises:
+        so2sat.SourceError: One can't be read, or a label is not one-hot.
+    """
+    records = {}
+    for split, path in sources.items():
+        with so2sat.open_source(path) as source:
+            records[so2sat.SOURCE_FILES[split]] = SourceRecord(
+                split, source.rows, source.bytes, _fingerprint(source), source.synthetic
+            )
+    return records
+
+
+def _fingerprint(source: so2sat.Source) -> str:
+    """Tells a source file from another by its layout, all its labels and some rows, without reading it whole."""
+    digest = hashlib.sha256()
+    for name, array in source.arrays.items():
+        digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
+    step = 1 << 16
+    for start in range(0, source.rows, step):
+        digest.update(source.read_labels(start, min(start + step, source.rows)).tobytes())
+    for row in np.unique(np.linspace(0, source.rows - 1, FINGERPRINT_ROWS).astype(int)):
+        for name in ("sen1", "sen2"):
+            digest.update(source.read(name, row, row + 1).tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,143 @@
+"""Fixtures: tiny source files of every shape, and an HTTP server that serves them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import so2sat
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def random_arrays(rows: int, seed: int = 0) -> Arrays:
+    """Content of a source file: heavy-tailed `sen1`, quantised `sen2`, one-hot `label`, all float64."""
+    rng = np.random.default_rng(seed)
+    return {
+        "sen1": rng.standard_t(2, (rows, 32, 32, 8)),
+        "sen2": rng.integers(1, 4000, (rows, 32, 32, 10)) / 10_000,
+        "label": np.eye(17)[rng.integers(0, 17, rows)],
+    }
+
+
+def write_source(path: Path, arrays: Mapping[str, npt.NDArray[Any]], **options: Any) -> Path:
+    """Writes a source file; `options` go to h5py's create_dataset."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as h5:
+        for name, array in arrays.items():
+            h5.create_dataset(name, data=array, **options)
+    return path
+
+
+@pytest.fixture(scope="session")
+def source_arrays() -> dict[str, Arrays]:
+    """What the files of `source_folder` hold, by split; no split is a multiple of a block or a range."""
+    return {
+        "train": random_arrays(300, seed=1),
+        "validation": random_arrays(70, seed=2),
+        "test": random_arrays(33, seed=3),
+    }
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory: pytest.TempPathFactory, source_arrays: dict[str, Arrays]) -> Path:
+    """A folder with the three source files in the official layout. Read only."""
+    folder = tmp_path_factory.mktemp("source")
+    for split, arrays in source_arrays.items():
+        write_source(folder / so2sat.SOURCE_FILES[split], arrays)
+    return folder
+
+
+class RangeServer(http.server.ThreadingHTTPServer):
+    """Serves a folder with byte ranges. Counts what it sends and fails when told to."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(_RangeHandler, directory=str(folder)))
+        self.requests: list[tuple[str, str]] = []  # method and path
+        self.bytes_sent = 0
+        # Asked for every request with its number: None to serve it, a status to refuse it, "cut" to break off half-way.
+        self.fault: Callable[[int], int | str | None] = lambda number: None
+        self.ranges = True
+
+    @property
+    def url(self) -> str:
+        """Address of the folder."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stays quiet about clients that hang up."""
+
+
+class _RangeHandler(http.server.SimpleHTTPRequestHandler):
+    server: RangeServer
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        self.server.requests.append((self.command, self.path))
+        fault = self.server.fault(len(self.server.requests))
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        size = path.stat().st_size
+        wanted = self.headers.get("Range") if self.server.ranges else None
+        first, last = 0, size - 1
+        if wanted:
+            low, high = wanted.removeprefix("bytes=").split("-")
+            first, last = int(low), min(int(high or size - 1), size - 1)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(last - first + 1))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.end_headers()
+        if body:
+            length = (last - first + 1) // (2 if fault == "cut" else 1)
+            with path.open("rb") as file:
+                file.seek(first)
+                self.wfile.write(file.read(length))
+            self.server.bytes_sent += length
+            self.close_connection = fault == "cut"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[RangeServer]:
+    """Serves `folder` over HTTP on loopback."""
+    with RangeServer(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def http_source(source_folder: Path) -> Iterator[RangeServer]:
+    """`source_folder` over HTTP."""
+    with serving(source_folder) as server:
+        yield server
