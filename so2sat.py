@@ -324,7 +324,8 @@ def open_source(path: str, storage_options: Mapping[str, Any] | None = None) -> 
         except FileNotFoundError as error:
             raise MissingSourceError(f"{path}: no such file, expected an HDF5 file of So2Sat") from error
         except (IsADirectoryError, PermissionError) as error:
-            raise SourceError(f"{path}: {error.strerror}, expected an HDF5 file of So2Sat") from error
+            why = os.strerror(error.errno or 0).lower()  # the error's own text tells all that HDF5 knows
+            raise SourceError(f"{path}: {why}, expected an HDF5 file of So2Sat") from error
         except OSError as error:
             raise SourceError(f"{path}: {_why_not_hdf5(error)}") from error
         arrays = {name: _checked_array(h5, name, path) for name in SOURCE_SHAPES}

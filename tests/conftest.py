@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import http.server
+import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-import numpy.typing as npt
-import pytest
+# Before `datasets` is imported: its cache goes to a folder of this run, and nothing asks the Hub.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="so2sat-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
-import so2sat
+import h5py  # noqa: E402
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+import pytest  # noqa: E402
+
+import so2sat  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
 

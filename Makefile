@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := build/demo
+# The import hook of a default editable installation loses so2sat.py to any folder called so2sat; a path does not.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
+
+.PHONY: demo test lint clean
+
+# Sample data → Parquet repository → a look at it, in under three minutes.
+demo: .venv/demo
+	$(BIN)/python scripts/sample.py $(DEMO)/data
+	$(BIN)/python scripts/build.py $(DEMO)/data $(DEMO)/so2sat
+	HF_HOME=$(CURDIR)/$(DEMO)/cache $(BIN)/python scripts/demo.py $(DEMO)/so2sat $(DEMO)/preview.png
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
+	$(BIN)/python scripts/dataset_infos.py $@
+
+clean:
+	rm -rf build .venv
+
+# The stamps are made anew when the requirements change.
+.venv/demo: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable '.[figures]'
+	touch $@
+
+.venv/test: pyproject.toml .venv/demo
+	$(PIP) --editable '.[figures,http,test]'
+	touch $@

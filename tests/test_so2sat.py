@@ -1,0 +1,595 @@
+"""The dataset: facts, reading, transforms, builder."""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import h5py
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import PIL.JpegImagePlugin
+import pytest
+from datasets.distributed import split_dataset_by_node
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import build
+import so2sat
+from conftest import Arrays, RangeServer, random_arrays, write_source
+from so2sat import So2Sat, SourceError
+
+# ── Facts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_patches_per_class_add_up_to_the_published_split_sizes() -> None:
+    assert {split: sum(patches) for split, patches in so2sat.PATCHES_PER_CLASS.items()} == {
+        "train": 352_366,
+        "validation": 24_119,
+        "test": 24_188,
+    }
+    assert sum(sum(patches) for patches in so2sat.PATCHES_PER_CLASS.values()) == 400_673
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+def test_official_file_sizes_follow_from_rows_and_layout(edition: int) -> None:
+    row_bytes = 8 * sum(int(np.prod(shape)) for shape in so2sat.SOURCE_SHAPES.values())
+    header = 2048  # what HDF5 puts before three contiguous datasets
+    for split, file in so2sat.EDITIONS[edition].files.items():
+        assert file.bytes == header + row_bytes * sum(so2sat.PATCHES_PER_CLASS[split])
+
+
+def test_there_are_17_classes_with_lcz_codes() -> None:
+    assert len(set(so2sat.LABELS)) == len(set(so2sat.LCZ_CODES)) == 17
+    assert all(len(patches) == 17 for patches in so2sat.PATCHES_PER_CLASS.values())
+
+
+def test_bands_are_those_of_the_source_arrays_and_rgb_is_b4_b3_b2() -> None:
+    assert len(so2sat.SENTINEL1_BANDS) == so2sat.SOURCE_SHAPES["sen1"][-1] == 8
+    assert len(so2sat.SENTINEL2_BANDS) == so2sat.SOURCE_SHAPES["sen2"][-1] == 10
+    assert [so2sat.SENTINEL2_BANDS[index].name for index in so2sat.RGB_BANDS] == ["B4", "B3", "B2"]
+    assert all(band.wavelength for band in so2sat.SENTINEL2_BANDS)
+
+
+def test_dataset_infos_json_is_what_its_generator_writes() -> None:
+    import dataset_infos
+
+    stored = json.loads(Path(so2sat.__file__).with_name("dataset_infos.json").read_text())
+    assert stored == json.loads(json.dumps(dataset_infos.expected_infos()))
+
+
+# ── Transforms ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tfds_rgb(sen2: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """The arithmetic of TensorFlow Datasets' so2sat 2.1.0."""
+    return (sen2[..., [2, 1, 0]] * (3.5 * 255.0)).clip(0, 255).astype(np.uint8)
+
+
+def ten_bands(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Repeats values over ten bands."""
+    return np.repeat(values[..., None], 10, axis=-1)
+
+
+def test_rgb_equals_tfds_at_and_next_to_every_step_of_the_pixel_scale() -> None:
+    steps = np.arange(-3, 261) / 892.5
+    values = np.concatenate([steps, np.nextafter(steps, -np.inf), np.nextafter(steps, np.inf), [-0.0, -1.0, 1.0, 2.8]])
+    np.testing.assert_array_equal(so2sat.to_rgb(ten_bands(values)), tfds_rgb(ten_bands(values)))
+
+
+@given(hnp.arrays(np.float64, (4, 10), elements=st.floats(-10, 10, width=64)))
+def test_rgb_equals_tfds_for_any_reflectance(sen2: npt.NDArray[np.float64]) -> None:
+    np.testing.assert_array_equal(so2sat.to_rgb(sen2), tfds_rgb(sen2))
+
+
+def test_rgb_equals_tfds_for_every_quantised_reflectance() -> None:
+    sen2 = ten_bands(np.arange(30_000) / 10_000)
+    np.testing.assert_array_equal(so2sat.to_rgb(sen2), tfds_rgb(sen2))
+
+
+def test_rgb_takes_red_green_blue_from_b4_b3_b2() -> None:
+    sen2 = np.zeros((1, 10))
+    sen2[0, [0, 1, 2]] = [0.01, 0.02, 0.03]  # B2, B3, B4
+    assert so2sat.to_rgb(sen2).tolist() == [[int(0.03 * 892.5), int(0.02 * 892.5), int(0.01 * 892.5)]]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i4", ">f8", "<f4", ">f4", "<f2"])
+def test_rgb_of_other_dtypes_is_computed_in_float64(dtype: str) -> None:
+    sen2 = ten_bands(np.array([0, 0.1, 0.123, 1])).astype(dtype)
+    np.testing.assert_array_equal(so2sat.to_rgb(sen2), tfds_rgb(sen2.astype(np.float64)))
+
+
+def test_rgb_of_nan_and_infinity_is_defined_and_quiet() -> None:
+    values = np.array([np.nan, np.inf, -np.inf])
+    with np.errstate(all="raise"):
+        assert so2sat.to_rgb(ten_bands(values))[:, 0].tolist() == [0, 255, 0]
+
+
+@given(hnp.arrays(np.float64, 8, elements=st.floats(width=64)))
+def test_float32_is_the_cast_and_nothing_else(values: npt.NDArray[np.float64]) -> None:
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float32)
+    np.testing.assert_array_equal(so2sat.to_float32(values), expected)
+    np.testing.assert_array_equal(so2sat.to_float32(values.astype(">f8")), expected)
+
+
+def test_float32_passes_nan_and_infinity_and_rounds_to_nearest() -> None:
+    values = np.array([np.nan, np.inf, -np.inf, 1e300, 1 + 2**-25, 1 + 3 * 2**-25])
+    with np.errstate(all="raise"):
+        result = so2sat.to_float32(values)
+    np.testing.assert_array_equal(result, np.array([np.nan, np.inf, -np.inf, np.inf, 1, 1 + 2**-23], np.float32))
+
+
+# ── Images ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def decode(image: bytes) -> npt.NDArray[np.uint8]:
+    return np.asarray(PIL.Image.open(io.BytesIO(image)))
+
+
+def test_jpeg_has_quality_95_and_no_chroma_subsampling() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = PIL.Image.open(io.BytesIO(so2sat.encode_image(pixels, "jpeg")))
+    assert isinstance(image, PIL.JpegImagePlugin.JpegImageFile)
+    assert (image.size, image.mode) == ((32, 32), "RGB")
+    # Component, horizontal and vertical sampling: all components in full resolution.
+    assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
+    # Quality 95 scales the standard table by 10 %: its first entry, 16, becomes (16 × 10 + 50) // 100.
+    assert image.quantization[0][0] == (16 * 10 + 50) // 100
+
+
+def test_png_is_lossless() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(so2sat.encode_image(pixels, "png")), pixels)
+
+
+@pytest.fixture(scope="session")
+def real_patches() -> npt.NDArray[np.float64]:
+    """81 patches of a measured Sentinel-2 scene, (81, 32, 32, 10): B2, B3, B4 and B8 as reflectance, others 0."""
+    scene = json.loads(importlib.resources.files("spyndex").joinpath("data/S2_10m.json").read_text())
+    bands = np.zeros((300, 300, 10))
+    bands[..., [0, 1, 2, 6]] = np.moveaxis(np.array(scene), 0, -1) / 10_000
+    tiles = bands[:288, :288].reshape(9, 32, 9, 32, 10).swapaxes(1, 2)
+    patches: npt.NDArray[np.float64] = tiles.reshape(81, 32, 32, 10)
+    return patches
+
+
+def test_jpeg_keeps_a_measured_scene_above_40_db(tmp_path: Path, real_patches: npt.NDArray[np.float64]) -> None:
+    arrays = {"sen1": np.zeros((81, 32, 32, 8)), "sen2": real_patches, "label": np.eye(17)[np.arange(81) % 17]}
+    with so2sat.open_source(str(write_source(tmp_path / "scene.h5", arrays))) as source:
+        images = so2sat.read_columns(source, "rgb", 0, 81)["image"]
+    pixels = tfds_rgb(real_patches)
+    assert (pixels.std(axis=(1, 2, 3)) > 3).all()  # patches of a scene, not blanks
+    squares = (np.stack([decode(image) for image in images]).astype(float) - pixels) ** 2
+    assert 10 * np.log10(255**2 / squares.mean()) > 40
+    # The most textured patches are a little worse than the scene as a whole.
+    assert (10 * np.log10(255**2 / squares.mean(axis=(1, 2, 3))) > 38).all()
+
+
+# ── Reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STORED = {
+    "big-endian": lambda arrays: {name: array.astype(">f8") for name, array in arrays.items()},
+    "float32": lambda arrays: {name: array.astype("<f4") for name, array in arrays.items()},
+    "uint8": lambda arrays: (
+        {name: np.abs(array * 10).clip(0, 255).astype("u1") for name, array in arrays.items()}
+        | {"label": arrays["label"].astype("u1")}
+    ),
+    "int16": lambda arrays: (
+        {name: (array * 10).clip(-999, 999).astype("<i2") for name, array in arrays.items()}
+        | {"label": arrays["label"].astype("<i2")}
+    ),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("options", [{}, {"chunks": True}, {"compression": "gzip"}, {"shuffle": True, "chunks": True}])
+def test_any_real_or_integer_dtype_chunking_and_compression_is_read(
+    tmp_path: Path, stored: str, options: dict[str, Any]
+) -> None:
+    arrays = STORED[stored](random_arrays(5))
+    with so2sat.open_source(str(write_source(tmp_path / "x.h5", arrays, **options))) as source:
+        columns = so2sat.read_columns(source, "all", 1, 5)
+        image = so2sat.read_columns(source, "rgb", 1, 5, "png")["image"][0]
+    assert columns["label"].tolist() == arrays["label"][1:].argmax(axis=1).tolist()
+    assert columns["sample_id"].tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(columns["sentinel1"], arrays["sen1"][1:].astype(np.float32))
+    np.testing.assert_array_equal(columns["sentinel2"], arrays["sen2"][1:].astype(np.float32))
+    np.testing.assert_array_equal(decode(image), tfds_rgb(arrays["sen2"][1].astype(np.float64)))
+    assert columns["sentinel1"].dtype == columns["sentinel2"].dtype == np.dtype("<f4")
+
+
+def replaced(name: str, array: Any) -> Callable[[Path], None]:
+    """Writes a source file with one dataset replaced, or left out if `array` is None."""
+
+    def write(path: Path) -> None:
+        arrays = random_arrays(4)
+        del arrays[name]
+        write_source(path, arrays if array is None else {**arrays, name: array})
+
+    return write
+
+
+def label_row(row: int, values: Sequence[float]) -> Callable[[Path], None]:
+    """Writes a source file with one row of `label` replaced."""
+    label = random_arrays(4)["label"]
+    label[row] = values
+    return replaced("label", label)
+
+
+def with_h5(change: Callable[[h5py.File], None]) -> Callable[[Path], None]:
+    """Writes a source file and changes it."""
+
+    def write(path: Path) -> None:
+        write_source(path, random_arrays(4))
+        with h5py.File(path, "r+") as h5:
+            del h5["sen2"]
+            change(h5)
+
+    return write
+
+
+def truncated(path: Path) -> None:
+    """Writes a source file without its last 1,000 bytes."""
+    write_source(path, random_arrays(4))
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def external_storage(h5: h5py.File) -> None:
+    """Adds `sen2` with its values in another file."""
+    h5.create_dataset("sen2", (4, 32, 32, 10), "<f8", external=[("/etc/passwd", 0, 4 * 32 * 32 * 10 * 8)])
+
+
+def virtual(h5: h5py.File) -> None:
+    """Adds a virtual `sen2`."""
+    layout = h5py.VirtualLayout((4, 32, 32, 10), "<f8")
+    layout[:] = h5py.VirtualSource("other.h5", "sen2", (4, 32, 32, 10))
+    h5.create_virtual_dataset("sen2", layout)
+
+
+ONE_HOT = "expected one-hot: a single 1 among 17 values, the others 0"
+
+# How to write a bad training.h5, and what the error must say beside the file's name: dataset, found, expected.
+BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "missing file": (lambda path: None, ["no such file", "expected an HDF5 file"]),
+    "folder": (lambda path: path.mkdir(), ["directory", "expected an HDF5 file"]),
+    "empty file": (lambda path: path.touch(), ["not an HDF5 file", "expected an HDF5 file"]),
+    "not HDF5": (lambda path: path.write_bytes(b"PK" * 5000), ["not an HDF5 file", "expected an HDF5 file"]),
+    "truncated file": (truncated, ["truncated", "expected a complete HDF5 file"]),
+    "no datasets": (lambda path: write_source(path, {}), ["'sen1'", "found: nothing", "(N, 32, 32, 8)"]),
+    "missing dataset": (replaced("sen2", None), ["'sen2'", "found: label, sen1", "(N, 32, 32, 10)"]),
+    "group for a dataset": (with_h5(lambda h5: h5.create_group("sen2")), ["'sen2'", "group", "(N, 32, 32, 10)"]),
+    "wrong shape": (replaced("sen1", np.zeros((4, 32, 32, 10))), ["'sen1'", "(4, 32, 32, 10)", "(N, 32, 32, 8)"]),
+    "wrong rank": (replaced("label", np.zeros(4)), ["'label'", "(4,)", "(N, 17)"]),
+    "scalar": (replaced("label", np.float64(1)), ["'label'", "shape ()", "(N, 17)"]),
+    "no shape": (replaced("label", h5py.Empty("f8")), ["'label'", "shape None", "(N, 17)"]),
+    "complex dtype": (
+        replaced("sen1", np.zeros((4, 32, 32, 8), "c16")),
+        ["'sen1'", "complex128", "expected a real"],
+    ),
+    "text dtype": (replaced("label", np.full((4, 17), b"1")), ["'label'", "|S1", "expected a real"]),
+    "lengths that differ": (
+        replaced("label", np.eye(17)[:3]),
+        ["'sen1' has 4", "'label' has 3", "same number"],
+    ),
+    "zero rows": (lambda path: write_source(path, random_arrays(0)), ["'label'", "0 rows", "expected at least 1"]),
+    "two ones": (label_row(2, [1, 1] + [0] * 15), ["'label'", "row 2", "[1 1 0", ONE_HOT]),
+    "no one": (label_row(3, [0] * 17), ["'label'", "row 3", ONE_HOT]),
+    "probabilities": (label_row(1, [0.6, 0.4] + [0] * 15), ["'label'", "row 1", "[0.6 0.4 0", ONE_HOT]),
+    "a one and a rest": (label_row(1, [1, 0.001] + [0] * 15), ["'label'", "row 1", ONE_HOT]),
+    "NaN label": (label_row(0, [np.nan] + [0] * 16), ["'label'", "row 0", "nan", ONE_HOT]),
+    "one and NaN": (label_row(0, [1, np.nan] + [0] * 15), ["'label'", "row 0", "nan", ONE_HOT]),
+    "external link": (
+        with_h5(lambda h5: h5.__setitem__("sen2", h5py.ExternalLink("/data/other.h5", "sen2"))),
+        ["'sen2'", "link to '/data/other.h5:sen2'", "in the file itself"],
+    ),
+    "soft link": (
+        with_h5(lambda h5: h5.__setitem__("sen2", h5py.SoftLink("/sen1"))),
+        ["'sen2'", "link to", "in the file itself"],
+    ),
+    "external storage": (with_h5(external_storage), ["'sen2'", "external storage in '/etc/passwd'", "(N, 32, 32, 10)"]),
+    "virtual dataset": (with_h5(virtual), ["'sen2'", "virtual", "(N, 32, 32, 10)"]),
+}
+
+
+@pytest.fixture(params=BAD_SOURCES)
+def bad_source(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A folder with a bad training.h5 and a good validation.h5, and what the error must say."""
+    write, words = BAD_SOURCES[request.param]
+    folder = tmp_path / "source"
+    write_source(folder / "validation.h5", random_arrays(3))
+    write(folder / "training.h5")
+    return folder, [str(folder / "training.h5"), *words]
+
+
+def assert_says(message: str, words: list[str]) -> None:
+    assert "\n" not in message.strip()
+    for word in words:
+        assert word in message
+
+
+def test_the_builder_refuses_a_bad_source_before_it_writes(bad_source: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, words = bad_source
+    builder = So2Sat(config_name="all", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(SourceError) as caught:
+        builder.download_and_prepare()
+    assert_says(str(caught.value), words)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".arrow"]
+
+
+def test_build_refuses_a_bad_source_before_it_writes_with_one_line_and_status_1(
+    bad_source: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, words = bad_source
+    assert build.main([str(folder), str(tmp_path / "output")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert_says(error, words)
+    assert not (tmp_path / "output").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main([str(tmp_path), str(tmp_path / "output"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+    arrays = random_arrays(4)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as h5:
+        for name, array in arrays.items():
+            h5.create_dataset(name, data=array, compression="gzip", fletcher32=True)
+        offset = h5["sen1"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 100] ^= 0xFF
+    path.write_bytes(content)
+    with so2sat.open_source(str(path)) as source, pytest.raises(SourceError) as caught:
+        source.read("sen1", 0, 4)
+    assert_says(str(caught.value), [str(path), "'sen1'", "rows 0 to 3", "damaged"])
+
+
+def test_a_bad_label_far_into_the_file_is_found_with_its_row_number(tmp_path: Path) -> None:
+    rows = 70_000  # more than are checked at a time
+    label = np.eye(17, dtype="u1")[np.zeros(rows, int)]
+    label[68_123] = 1
+    with h5py.File(tmp_path / "x.h5", "w") as h5:
+        h5["label"] = label
+        for name in ("sen1", "sen2"):  # no values are stored
+            h5.create_dataset(name, (rows, *so2sat.SOURCE_SHAPES[name]), "u1", chunks=(1, *so2sat.SOURCE_SHAPES[name]))
+    with (
+        so2sat.open_source(str(tmp_path / "x.h5")) as source,
+        pytest.raises(SourceError, match="row 68123"),
+    ):
+        source.check_labels()
+
+
+# ── Remote files ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come at once."""
+    monkeypatch.setattr(so2sat.retry, "sleep", lambda seconds: None)
+
+
+def test_a_url_is_read_by_ranges(http_source: RangeServer, source_arrays: dict[str, Arrays]) -> None:
+    with so2sat.open_source(f"{http_source.url}/training.h5") as source:
+        columns = so2sat.read_columns(source, "all", 130, 140)
+    np.testing.assert_array_equal(columns["sentinel2"], source_arrays["train"]["sen2"][130:140].astype(np.float32))
+    row_bytes = 8 * (32 * 32 * 18 + 17)
+    assert http_source.bytes_sent < 10 * row_bytes + (1 << 17)  # the rows, the header and not much else
+
+
+@pytest.mark.parametrize("fault", [503, 429, 500, "cut"])
+def test_a_server_that_fails_now_and_then_is_asked_again(
+    http_source: RangeServer, source_arrays: dict[str, Arrays], impatient: None, fault: int | str
+) -> None:
+    http_source.fault = lambda number: fault if number % 3 else None
+    with so2sat.open_source(f"{http_source.url}/training.h5") as source:
+        columns = so2sat.read_columns(source, "all", 0, 30)
+    np.testing.assert_array_equal(columns["sentinel1"], source_arrays["train"]["sen1"][:30].astype(np.float32))
+
+
+@pytest.mark.parametrize(("fault", "requests"), [(403, 2), (503, 14)])
+def test_a_server_that_refuses_is_an_error_and_no_missing_file(
+    http_source: RangeServer, impatient: None, fault: int, requests: int
+) -> None:
+    """In particular testing.h5 must not be taken for absent, which would drop a split."""
+    http_source.fault = lambda number: fault
+    with pytest.raises(SourceError) as caught:
+        so2sat.find_sources(http_source.url)
+    assert not isinstance(caught.value, so2sat.MissingSourceError)
+    assert_says(str(caught.value), [f"{http_source.url}/training.h5", str(fault)])
+    assert len(http_source.requests) == requests  # fsspec asks twice, HEAD and GET; a refusal for good is not repeated
+
+
+def test_a_server_without_ranges_is_an_error_that_says_so(http_source: RangeServer) -> None:
+    http_source.ranges = False
+    with (
+        pytest.raises(SourceError, match=r"training\.h5.*range requests"),
+        so2sat.open_source(f"{http_source.url}/training.h5") as source,
+    ):
+        source.read("sen2", 0, 1)
+
+
+def test_a_missing_url_is_a_missing_source(http_source: RangeServer) -> None:
+    with pytest.raises(so2sat.MissingSourceError, match="absent"), so2sat.open_source(f"{http_source.url}/absent.h5"):
+        pass
+
+
+def test_garbage_collection_during_a_remote_read_does_not_deadlock(
+    http_source: RangeServer, source_folder: Path
+) -> None:
+    """HDF5 objects in garbage cycles, collected in the I/O thread, would wait for the lock that the reader holds."""
+    code = f"""
+        import gc, h5py, so2sat
+        class Cycle: pass
+        gc.set_threshold(5, 5, 5)
+        for _ in range(10):
+            for _ in range(3):
+                cycle = Cycle()
+                cycle.self, cycle.file = cycle, h5py.File({str(source_folder / "testing.h5")!r})
+                cycle.array = cycle.file["sen1"]
+            with so2sat.open_source("{http_source.url}/training.h5") as source:
+                for row in range(0, 300, 100):
+                    source.read_labels(row, row + 100)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+
+
+# ── Builder ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prepared(folder: Path | str, cache: Path, config: str | None = "all", **options: Any) -> datasets.DatasetDict:
+    """Builds a config into a cache of its own."""
+    image_format = {"image_format": options.pop("image_format")} if "image_format" in options else {}
+    builder = So2Sat(config_name=config, data_dir=str(folder), cache_dir=str(cache), **image_format)
+    builder.download_and_prepare(**options)
+    return builder.as_dataset()
+
+
+def assert_holds_all(dataset: datasets.DatasetDict, arrays: dict[str, Arrays]) -> None:
+    """Compares every value of config `all` with the source."""
+    assert list(dataset) == list(arrays)
+    for split, expected in arrays.items():
+        rows = dataset[split].with_format("numpy")[:]
+        np.testing.assert_array_equal(rows["label"], expected["label"].argmax(axis=1))
+        np.testing.assert_array_equal(rows["sample_id"], np.arange(len(expected["label"])))
+        np.testing.assert_array_equal(rows["sentinel1"], expected["sen1"].astype(np.float32))
+        np.testing.assert_array_equal(rows["sentinel2"], expected["sen2"].astype(np.float32))
+        assert rows["sentinel1"].dtype == np.float32
+
+
+def test_config_all_holds_the_source_as_float32(
+    source_folder: Path, source_arrays: dict[str, Arrays], tmp_path: Path
+) -> None:
+    dataset = prepared(source_folder, tmp_path)
+    assert_holds_all(dataset, source_arrays)
+    assert list(dataset["train"].features) == ["label", "sample_id", "sentinel1", "sentinel2"]
+    assert dataset["train"].features == so2sat.features("all")
+
+
+def test_config_rgb_is_the_default_and_holds_the_pixels(
+    source_folder: Path, source_arrays: dict[str, Arrays], tmp_path: Path
+) -> None:
+    dataset = prepared(source_folder, tmp_path, config=None, image_format="png")
+    assert list(dataset["train"].features) == ["image", "label", "sample_id"]
+    for split, expected in source_arrays.items():
+        assert dataset[split]["label"][:] == expected["label"].argmax(axis=1).tolist()
+        pixels = np.stack([np.asarray(image) for image in dataset[split]["image"]])
+        np.testing.assert_array_equal(pixels, tfds_rgb(expected["sen2"]))
+
+
+def test_two_processes_give_what_one_gives(
+    source_folder: Path, source_arrays: dict[str, Arrays], tmp_path: Path
+) -> None:
+    assert_holds_all(prepared(source_folder, tmp_path, num_proc=2), source_arrays)
+
+
+def test_the_builder_reads_over_http(
+    http_source: RangeServer, source_arrays: dict[str, Arrays], tmp_path: Path
+) -> None:
+    assert_holds_all(prepared(http_source.url, tmp_path), source_arrays)
+    assert_holds_all(prepared(http_source.url, tmp_path / "two", num_proc=2), source_arrays)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_stream_gives_the_same_rows(
+    remote: bool, source_folder: Path, http_source: RangeServer, source_arrays: dict[str, Arrays], tmp_path: Path
+) -> None:
+    folder = http_source.url if remote else str(source_folder)
+    stream = So2Sat(config_name="all", data_dir=folder, cache_dir=str(tmp_path)).as_streaming_dataset()
+    assert list(stream) == list(source_arrays)
+    examples = list(stream["train"])
+    expected = source_arrays["train"]
+    np.testing.assert_array_equal([e["sample_id"] for e in examples], np.arange(300))
+    np.testing.assert_array_equal([e["label"] for e in examples], expected["label"].argmax(axis=1))
+    np.testing.assert_array_equal([e["sentinel2"] for e in examples], expected["sen2"].astype(np.float32))
+
+
+def test_the_first_example_of_a_remote_stream_costs_one_block(http_source: RangeServer, tmp_path: Path) -> None:
+    stream = So2Sat(config_name="all", data_dir=http_source.url, cache_dir=str(tmp_path)).as_streaming_dataset("train")
+    next(iter(stream))
+    block = so2sat.ROWS_PER_BLOCK * 8 * (32 * 32 * 18 + 17)
+    assert http_source.bytes_sent < block + 10 * (1 << 16)
+
+
+def test_a_stream_has_shards_that_nodes_and_workers_divide(source_folder: Path, tmp_path: Path) -> None:
+    stream = So2Sat(config_name="rgb", data_dir=str(source_folder), cache_dir=str(tmp_path)).as_streaming_dataset()
+    assert stream["train"].num_shards == 2  # 300 rows
+    halves = [[e["sample_id"] for e in split_dataset_by_node(stream["train"], rank, 2)] for rank in (0, 1)]
+    assert halves == [list(range(256)), list(range(256, 300))]
+
+
+def test_edition_1_has_no_test_split(source_folder: Path, source_arrays: dict[str, Arrays], tmp_path: Path) -> None:
+    for name in ("training.h5", "validation.h5"):
+        shutil.copy(source_folder / name, tmp_path)
+    dataset = prepared(tmp_path, tmp_path / "cache")
+    assert_holds_all(dataset, {split: source_arrays[split] for split in ("train", "validation")})
+
+
+def test_without_data_dir_the_error_says_where_the_files_come_from_and_how_to_fetch_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wget") as caught:
+        So2Sat(config_name="rgb", cache_dir=str(tmp_path)).download_and_prepare()
+    for file in so2sat.EDITIONS[2].files.values():
+        assert file.url in str(caught.value)
+    assert "data_dir=" in str(caught.value)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(so2sat.MissingSourceError, match=r"nowhere: no such folder.*training\.h5"):
+        So2Sat(data_dir=str(tmp_path / "nowhere"), cache_dir=str(tmp_path)).download_and_prepare()
+
+
+def test_an_unknown_image_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'webp' is not one of jpeg, png"):
+        So2Sat(config_name="rgb", data_dir=str(tmp_path), cache_dir=str(tmp_path), image_format="webp")
+
+
+def test_a_folder_that_has_changed_is_not_answered_from_the_cache(tmp_path: Path) -> None:
+    for seed, rows in ((1, 20), (2, 25)):
+        arrays = {"train": random_arrays(rows, seed), "validation": random_arrays(5, seed + 10)}
+        for split, content in arrays.items():
+            write_source(tmp_path / so2sat.SOURCE_FILES[split], content)
+        assert_holds_all(prepared(tmp_path, tmp_path / "cache"), arrays)
+
+
+def test_a_relative_folder_is_not_mixed_up_with_its_namesake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (1, 2):
+        arrays = {"train": random_arrays(20, seed), "validation": random_arrays(5, seed + 10)}
+        here = tmp_path / str(seed)
+        for split, content in arrays.items():
+            write_source(here / "data" / so2sat.SOURCE_FILES[split], content)
+        monkeypatch.chdir(here)
+        assert_holds_all(prepared("data", tmp_path / "cache"), arrays)
+
+
+def test_the_rows_of_the_files_are_what_must_come_out(source_folder: Path, tmp_path: Path) -> None:
+    builder = So2Sat(config_name="rgb", data_dir=str(source_folder), cache_dir=str(tmp_path))
+    builder.as_streaming_dataset()
+    assert {name: info.num_examples for name, info in builder.info.splits.items()} == {
+        "train": 300,
+        "validation": 70,
+        "test": 33,
+    }
+
+
+def test_a_synthetic_source_is_said_to_be_synthetic(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("training.h5", "validation.h5"):
+        with h5py.File(write_source(tmp_path / name, random_arrays(3)), "r+") as h5:
+            h5.attrs["synthetic"] = "made up for a test."
+    builder = So2Sat(config_name="rgb", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    assert builder.as_dataset(split="train").info.description.startswith("SYNTHETIC: made up for a test.")
+    assert "training.h5 is synthetic" in caplog.text
