@@ -195,20 +195,23 @@ def _write(
         else:
             raise
         raise CommandError(f"{output}: {advice} ({state})") from error
-    rows, seconds = sum(shard.stop - shard.start for shard in missing), time.monotonic() - started
-    print(f"wrote {len(missing)} shards, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
+    if missing:
+        rows, seconds = sum(shard.stop - shard.start for shard in missing), time.monotonic() - started
+        print(f"wrote {len(missing)} shards, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
 
 
 def _finish(output: Path, new: manifest.Manifest) -> None:
     """Puts the card on top, last of all, and reports."""
-    new.save(output)
-    with layout.replacing(output / card.NAME) as file:
-        file.write(card.render(new).encode())
+    path, text = output / card.NAME, card.render(new).encode()
+    is_new = not path.is_file() or path.read_bytes() != text
+    if is_new:
+        with layout.replacing(path) as file:
+            file.write(text)
     rows = sum(record.rows for record in new.shards.values())
     size = sum(record.bytes for record in new.shards.values())
     print(
-        f"{output} is complete: {', '.join(new.configs)}; {len(new.shards)} shards, {rows:,} rows, {size:,} bytes"
-        f"{'; SYNTHETIC' if new.synthetic else ''}"
+        f"{output} is {'complete' if is_new else 'up to date'}: {', '.join(new.configs)}; {len(new.shards)} shards,"
+        f" {rows:,} rows, {size:,} bytes{'; SYNTHETIC' if new.synthetic else ''}"
     )
 
 
@@ -248,7 +251,11 @@ def _locked(output: Path) -> Iterator[None]:
     state.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(state / "lock", timeout=0):
-            yield
+            try:
+                yield
+            finally:  # the workers have ended by now
+                for path in output.glob(f"*/.*{layout.INCOMPLETE_SUFFIX}"):
+                    path.unlink()
     except filelock.Timeout as error:
         raise CommandError(f"{output}: another build is writing into this folder; wait for it to end") from error
 
@@ -266,6 +273,7 @@ def _processes(workers: int) -> Iterator[concurrent.futures.Executor]:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in {*multiprocessing.active_children()} - before:
                 child.terminate()
+                child.join()
             raise
 
 
