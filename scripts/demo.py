@@ -108,7 +108,7 @@ def _draw(rgb: datasets.Dataset, radar: datasets.Dataset, synthetic: str, pictur
     labels = rgb["label"]
     intensity = radar.with_format("numpy", columns=["sentinel1"])
     columns, rows = 3, -(-len(so2sat.LABELS) // 3)
-    figure, axes = pyplot.subplots(rows, 2 * columns, figsize=(10, 1.9 * rows + 0.9), dpi=110, layout="constrained")
+    figure, axes = pyplot.subplots(rows, 2 * columns, figsize=(10, 1.85 * rows + 0.3), dpi=110, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for index, (code, name) in enumerate(zip(so2sat.LCZ_CODES, so2sat.LABELS)):
@@ -119,8 +119,8 @@ def _draw(rgb: datasets.Dataset, radar: datasets.Dataset, synthetic: str, pictur
         vv = intensity[patch]["sentinel1"][..., 5]
         shown = right.imshow(_decibels(vv), cmap="gray", vmin=-25, vmax=5, interpolation="nearest")
         left.set_title(f"{code}  {name}", fontsize=10, loc="left")
-    bar = axes[-1, -1]
-    figure.colorbar(shown, ax=bar, location="left", label="VV intensity, dB", fraction=0.9, aspect=6)
+    bar = axes[-1, -1].inset_axes((0.0, 0.05, 0.12, 0.9))  # takes no width from the column, as an axis's own bar would
+    figure.colorbar(shown, cax=bar, label="VV intensity, dB")
     origin = "SYNTHETIC stand-in, not measured data" if synthetic else "training split"
     figure.suptitle(f"So2Sat LCZ42, one patch a class: natural colours | Sentinel-1 VV ({origin})", fontsize=12)
     figure.savefig(picture)

@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import pytest  # noqa: E402
 
+import build  # noqa: E402
 import so2sat  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -64,6 +65,14 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory, source_arrays: dict[
     folder = tmp_path_factory.mktemp("source")
     for split, arrays in source_arrays.items():
         write_source(folder / so2sat.SOURCE_FILES[split], arrays)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository called so2sat with both configs, built from `source_folder`. Read only."""
+    folder = tmp_path_factory.mktemp("built") / "so2sat"
+    build.build(str(source_folder), folder, workers=2)
     return folder
 
 

@@ -68,14 +68,6 @@ def test_content_defined_chunking_is_that_of_datasets() -> None:
     assert layout.CONTENT_DEFINED_CHUNKING == datasets.config.DEFAULT_CDC_OPTIONS
 
 
-@pytest.fixture(scope="session")
-def repository(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository called so2sat with both configs, built from `source_folder`. Read only."""
-    folder = tmp_path_factory.mktemp("built") / "so2sat"
-    build.build(str(source_folder), folder, workers=2)
-    return folder
-
-
 def column_chunks(path: Path) -> dict[str, Any]:
     """The first row group's column chunks by leaf path."""
     group = pq.read_metadata(path).row_group(0)

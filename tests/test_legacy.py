@@ -1,0 +1,127 @@
+"""datasets 3.6, the last line with loading scripts, in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import card
+import so2sat
+from conftest import Arrays
+
+PROJECT = Path(so2sat.__file__).parent
+REQUIREMENTS = ("datasets==3.6.0", "aiohttp", "h5py", "pillow", "requests", "tenacity")
+
+
+@pytest.fixture(scope="session")
+def legacy_python() -> Path:
+    """Python of an environment with datasets 3.6, made once."""
+    environment = PROJECT / "build" / "datasets-3.6"
+    python, stamp = environment / "bin" / "python", environment / "requirements"
+    if not stamp.exists() or stamp.read_text() != " ".join(REQUIREMENTS):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS]
+        subprocess.run(install, check=True)
+        stamp.write_text(" ".join(REQUIREMENTS))
+    return python
+
+
+def loaded_by_legacy(python: Path, cwd: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Calls load_dataset with datasets 3.6 and tells of each split: rows, features, labels and sums of values."""
+    code = """
+import json, sys
+import datasets, numpy as np
+assert datasets.__version__ == "3.6.0"
+arguments, options = json.loads(sys.argv[1])
+def describe(split):
+    split = split.with_format("numpy")
+    rows = list(split)
+    arrays = [name for name in split.features if name.startswith("sentinel")]
+    return {
+        "rows": len(rows),
+        "features": str(split.features.to_dict()),
+        "label": [int(row["label"]) for row in rows],
+        "sample_id": [int(row["sample_id"]) for row in rows],
+        "sums": {name: [float(np.asarray(row[name], "f8").sum()) for row in rows] for name in arrays},
+        "images": [np.asarray(row["image"]).tolist() for row in rows[:3]] if "image" in split.features else [],
+    }
+print(json.dumps({name: describe(split) for name, split in datasets.load_dataset(*arguments, **options).items()}))
+"""
+    environment = {**os.environ, "HF_HOME": str(cwd / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    result = subprocess.run(
+        [python, "-c", code, json.dumps([arguments, options])], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    told: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return told
+
+
+def assert_holds(told: dict[str, Any], config: str, arrays: dict[str, Arrays]) -> None:
+    assert list(told) == list(arrays)
+    for split, expected in arrays.items():
+        rows = told[split]
+        assert rows["label"] == expected["label"].argmax(axis=1).tolist()
+        assert rows["sample_id"] == list(range(len(expected["label"])))
+        assert "Compact high-rise" in rows["features"]
+        if config == "all":
+            for name, source in (("sentinel1", "sen1"), ("sentinel2", "sen2")):
+                sums = expected[source].astype(np.float32).sum(axis=(1, 2, 3), dtype=np.float64)
+                np.testing.assert_allclose(rows["sums"][name], sums, rtol=1e-9, atol=1e-9)
+        else:
+            pixels = so2sat.to_rgb(expected["sen2"][:3]).astype(int)
+            assert np.abs(np.array(rows["images"]) - pixels).mean() < 10  # JPEG of noise
+
+
+@pytest.mark.timeout(600)  # makes the environment
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("config", ["rgb", "all"])
+def test_the_builder_is_a_loading_script(
+    legacy_python: Path,
+    source_folder: Path,
+    source_arrays: dict[str, Arrays],
+    tmp_path: Path,
+    config: str,
+    streaming: bool,
+) -> None:
+    """dataset_infos.json lies beside it and expects the full dataset; a smaller one must load all the same."""
+    assert (PROJECT / "dataset_infos.json").is_file()
+    told = loaded_by_legacy(
+        legacy_python,
+        tmp_path,
+        str(PROJECT / "so2sat.py"),
+        config,
+        data_dir=str(source_folder),
+        trust_remote_code=True,
+        streaming=streaming,
+    )
+    assert_holds(told, config, source_arrays)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("config", ["rgb", "all"])
+def test_the_repository_loads(
+    legacy_python: Path,
+    repository: Path,
+    source_arrays: dict[str, Arrays],
+    tmp_path: Path,
+    config: str,
+    streaming: bool,
+) -> None:
+    (tmp_path / "so2sat").symlink_to(repository)
+    told = loaded_by_legacy(legacy_python, tmp_path, "so2sat", config, streaming=streaming)
+    assert_holds(told, config, source_arrays)
+
+
+def test_an_interrupted_build_does_not_load(legacy_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "so2sat").mkdir()
+    (tmp_path / "so2sat" / "README.md").write_text(card.INCOMPLETE)
+    with pytest.raises(AssertionError, match="incomplete"):
+        loaded_by_legacy(legacy_python, tmp_path, "so2sat")
