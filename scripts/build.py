@@ -7,12 +7,9 @@ import concurrent.futures
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -21,10 +18,12 @@ from typing import Any
 
 import filelock
 import tqdm
+from datasets.utils.file_utils import is_remote_url
 from fsspec.core import url_to_fs
 
 import card
 import command
+import executors
 import layout
 import manifest
 import so2sat
@@ -37,6 +36,8 @@ EXAMPLES = """\
   python scripts/build.py data build/so2sat                  all configs, one worker process per core
   python scripts/build.py data build/so2sat --config all     one config
   python scripts/build.py https://host/data build/so2sat     from a server, read by ranges
+  python scripts/build.py /lab/data /lab/so2sat --dask tcp://host:8786
+                                                             on a Dask cluster that shares /lab
 """
 
 
@@ -57,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)"
     )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run the work on the Dask cluster of this scheduler, whose workers must all see SOURCE and OUTPUT under"
+        " the same path; 'local' starts a cluster of --workers processes",
+    )
     parser.add_argument("--force", action="store_true", help="write every shard anew")
     return command.run(_run, parser, argv)
 
@@ -68,7 +75,15 @@ def _positive(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    build(options.source, options.output, options.config, options.image_format, options.workers, options.force)
+    build(
+        options.source,
+        options.output,
+        configs=options.config,
+        image_format=options.image_format,
+        workers=options.workers,
+        force=options.force,
+        dask=options.dask,
+    )
 
 
 def build(
@@ -78,6 +93,7 @@ def build(
     image_format: str = "jpeg",
     workers: int = 1,
     force: bool = False,
+    dask: str | None = None,
 ) -> manifest.Manifest:
     """Builds a repository, or completes or updates one.
 
@@ -88,6 +104,7 @@ def build(
         image_format: One of so2sat.IMAGE_FORMATS, for `rgb`.
         workers: Number of worker processes.
         force: Whether to write shards anew that are there already.
+        dask: Address of a Dask scheduler to run the work, or "local" for a Dask cluster on this machine.
 
     Returns:
         What the repository holds now.
@@ -97,12 +114,12 @@ def build(
         CommandError: The repository can't be written as things are.
     """
     output = output.expanduser().resolve()
-    sources = so2sat.find_sources(source)
+    sources = so2sat.find_sources(source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source)))
     print(f"{source}: checking all labels")
     records = manifest.describe(sources)
     for name, record in records.items():
         print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
-    with _locked(output), _processes(workers) as pool:
+    with _locked(output), _executor(dask, workers, output, sources) as pool:
         old = manifest.Manifest.load(output)
         asked = configs or list(so2sat.CONFIGS)
         new = manifest.Manifest(
@@ -260,33 +277,12 @@ def _locked(output: Path) -> Iterator[None]:
         raise CommandError(f"{output}: another build is writing into this folder; wait for it to end") from error
 
 
-@contextlib.contextmanager
-def _processes(workers: int) -> Iterator[concurrent.futures.Executor]:
-    """A pool of worker processes that end with this process, however it ends."""
-    before = {*multiprocessing.active_children()}
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    ) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in {*multiprocessing.active_children()} - before:
-                child.terminate()
-                child.join()
-            raise
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _executor(
+    dask: str | None, workers: int, output: Path, sources: Mapping[str, str]
+) -> contextlib.AbstractContextManager[concurrent.futures.Executor]:
+    if dask:
+        return executors.dask_cluster(dask, workers, output, list(sources.values()))
+    return executors.processes(workers)
 
 
 def _state(path: str) -> str:

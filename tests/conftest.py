@@ -8,8 +8,11 @@ import functools
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +77,70 @@ def repository(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("built") / "so2sat"
     build.build(str(source_folder), folder, workers=2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def large_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough rows for several shards once the limits are lowered, in small compressed files."""
+    folder = tmp_path_factory.mktemp("large")
+    for name, rows, seed in (("training.h5", 1100, 1), ("validation.h5", 300, 2), ("testing.h5", 40, 3)):
+        arrays = {key: array.astype("f4") for key, array in random_arrays(rows, seed).items()}
+        write_source(folder / name, arrays)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every published file of a repository with its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and build.STATE_FOLDER not in path.parts
+    }
+
+
+# A driver with lower limits, so that small sources make many shards; it takes build.py's arguments. Writing fails in
+# mid-shard, as on a full disk, once a file appears that the test names.
+DRIVER = """
+import errno, os, sys
+import layout
+import pyarrow.parquet as pq
+write_table = pq.ParquetWriter.write_table
+def write_or_fail(*args, **options):
+    write_table(*args, **options)
+    if os.path.exists(os.environ.get("DISK_IS_FULL", "")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+pq.ParquetWriter.write_table = write_or_fail
+layout.MAX_SHARD_ROWS = 128
+layout.ROW_GROUP_ROWS.update(rgb=64, all=64)
+import build
+if __name__ == "__main__":
+    sys.exit(build.main())
+"""
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Command that makes 42 shards where build.py would make 6."""
+    path = tmp_path_factory.mktemp("driver") / "driver.py"
+    path.write_text(f"import sys; sys.path.insert(0, {str(Path(build.__file__).parent)!r})\n{DRIVER}")
+    return [sys.executable, str(path)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(driver: list[str], large_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one worker makes of `large_source` when nothing happens."""
+    output = tmp_path_factory.mktemp("undisturbed") / "so2sat"
+    subprocess.run([*driver, str(large_source), str(output), "--workers", "1"], check=True)
+    result = contents(output)
+    assert sum(name.endswith(".parquet") for name in result) == 2 * (16 + 4 + 1)
+    return result
+
+
+def wait_for_a_shard(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Waits until the first shard is finished."""
+    while not list(output.glob("*/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.001)
 
 
 class RangeServer(http.server.ThreadingHTTPServer):

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,7 @@ from hypothesis import strategies as st
 import build
 import layout
 import so2sat
-from conftest import Arrays, RangeServer, random_arrays, write_source
-
-SCRIPTS = Path(build.__file__).parent
+from conftest import Arrays, RangeServer, contents, random_arrays, wait_for_a_shard, write_source
 
 # ── Layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -244,70 +241,6 @@ def test_the_card_of_synthetic_data_says_so_first(tmp_path: Path, capsys: pytest
 
 
 # ── Determinism and restart ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="session")
-def large_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough rows for several shards once the limits are lowered, in small compressed files."""
-    folder = tmp_path_factory.mktemp("large")
-    for name, rows, seed in (("training.h5", 1100, 1), ("validation.h5", 300, 2), ("testing.h5", 40, 3)):
-        arrays = {key: array.astype("f4") for key, array in random_arrays(rows, seed).items()}
-        write_source(folder / name, arrays)
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every published file of a repository with its bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and build.STATE_FOLDER not in path.parts
-    }
-
-
-# A driver with lower limits, so that small sources make many shards; it takes build.py's arguments. Writing fails in
-# mid-shard, as on a full disk, once a file appears that the test names.
-DRIVER = """
-import errno, os, sys
-import layout
-import pyarrow.parquet as pq
-write_table = pq.ParquetWriter.write_table
-def write_or_fail(*args, **options):
-    write_table(*args, **options)
-    if os.path.exists(os.environ.get("DISK_IS_FULL", "")):
-        raise OSError(errno.ENOSPC, "No space left on device")
-pq.ParquetWriter.write_table = write_or_fail
-layout.MAX_SHARD_ROWS = 128
-layout.ROW_GROUP_ROWS.update(rgb=64, all=64)
-import build
-if __name__ == "__main__":
-    sys.exit(build.main())
-"""
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Command that makes 42 shards where build.py would make 6."""
-    path = tmp_path_factory.mktemp("driver") / "driver.py"
-    path.write_text(f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n{DRIVER}")
-    return [sys.executable, str(path)]
-
-
-@pytest.fixture(scope="session")
-def undisturbed(driver: list[str], large_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one worker makes of `large_source` when nothing happens."""
-    output = tmp_path_factory.mktemp("undisturbed") / "so2sat"
-    subprocess.run([*driver, str(large_source), str(output), "--workers", "1"], check=True)
-    result = contents(output)
-    assert sum(name.endswith(".parquet") for name in result) == 2 * (16 + 4 + 1)
-    return result
-
-
-def wait_for_a_shard(process: subprocess.Popen[bytes], output: Path) -> None:
-    """Waits until the first shard is finished."""
-    while not list(output.glob("*/*.parquet")):
-        assert process.poll() is None
-        time.sleep(0.001)
 
 
 def interrupted(process: subprocess.Popen[bytes], output: Path, moment: float, how: signal.Signals) -> bool:

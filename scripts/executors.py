@@ -1,0 +1,115 @@
+"""Where the work of a build runs: in processes of this machine or on a Dask cluster."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.utils.file_utils import is_remote_url
+
+import so2sat
+from command import CommandError
+
+CONNECT_SECONDS = 30
+
+# What a Dask worker needs of this project, in the order of import.
+MODULES = (Path(so2sat.__file__), Path(__file__).with_name("layout.py"))
+
+
+@contextlib.contextmanager
+def processes(workers: int) -> Iterator[concurrent.futures.Executor]:
+    """A pool of worker processes that end with this process, however it ends."""
+    before = {*multiprocessing.active_children()}
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in {*multiprocessing.active_children()} - before:
+                child.terminate()
+                child.join()
+            raise
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def dask_cluster(
+    address: str, workers: int, output: Path, sources: Sequence[str]
+) -> Iterator[concurrent.futures.Executor]:
+    """The workers of a Dask cluster. Dask gives the work of a lost worker to another.
+
+    Args:
+        address: Of the scheduler, or "local" for a cluster of `workers` processes on this machine.
+        workers: Only for "local".
+        output: Folder that every worker must see.
+        sources: Paths that every worker must see, or URLs.
+
+    Raises:
+        CommandError: Dask is not installed, the scheduler can't be reached, there are no workers, or a worker doesn't
+            see a file.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise CommandError("--dask needs the package distributed: pip install 'so2sat[dask]'") from error
+    with contextlib.ExitStack() as stack:
+        if address == "local":
+            cluster = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            )
+            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+        else:
+            try:
+                client = stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
+            except (OSError, ValueError) as error:
+                raise CommandError(f"no Dask scheduler answers at {address} ({error})") from error
+            for module in MODULES:
+                client.upload_file(str(module))
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError as error:
+            raise CommandError("the Dask cluster has no workers; start some and run the same command again") from error
+        _check_view(client, output, [path for path in sources if not is_remote_url(path)])
+        try:
+            yield client.get_executor(pure=False)
+        except distributed.KilledWorker as error:
+            raise CommandError(f"Dask workers were lost again and again over the same shard ({error})") from error
+
+
+def _check_view(client: Any, output: Path, sources: Sequence[str]) -> None:
+    """Makes sure that every worker sees the output folder and the source files."""
+    token = output / f".{uuid.uuid4().hex}"
+    token.touch()
+    try:
+        for path, shown in [(str(token), str(output)), *((source, source) for source in sources)]:
+            seen: dict[str, bool] = client.run(os.path.exists, path)
+            blind = [worker for worker, sees in seen.items() if not sees]
+            if blind:
+                raise CommandError(
+                    f"Dask worker {blind[0]} doesn't see {shown}; SOURCE and OUTPUT must be on a file system that all"
+                    " workers share, under the same path"
+                )
+    finally:
+        token.unlink()
