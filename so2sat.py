@@ -524,14 +524,17 @@ IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def encode_image(pixels: npt.NDArray[np.uint8], image_format: str) -> bytes:
-    """Encodes pixels of shape (32, 32, 3), uint8, as an image file in one of IMAGE_FORMATS."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, **IMAGE_FORMATS[image_format])
-    return buffer.getvalue()
+def encode_images(pixels: npt.NDArray[np.uint8], image_format: str) -> list[bytes]:
+    """Encodes patches of shape (rows, 32, 32, 3), uint8, as image files in one of IMAGE_FORMATS."""
+    files = []
+    for patch in pixels:
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(patch).save(buffer, **IMAGE_FORMATS[image_format])
+        files.append(buffer.getvalue())
+    return files
 
 
-def read_columns(source: Source, config: str, start: int, stop: int, image_format: str = "jpeg") -> dict[str, Any]:
+def read_columns(source: Source, config: str, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
     """Reads a block of rows as the columns of a config: the one definition of what every config holds.
 
     Args:
@@ -539,24 +542,20 @@ def read_columns(source: Source, config: str, start: int, stop: int, image_forma
         config: Name of the config.
         start: First row.
         stop: Row after the last, at most ROWS_PER_BLOCK later if memory is to stay small.
-        image_format: One of IMAGE_FORMATS.
 
     Returns:
-        The columns in the order of `features(config)`: `label` and `sample_id` as int64 arrays of shape (rows,),
-        `sentinel1` and `sentinel2` as float32 arrays of shape (rows, 32, 32, bands), `image` as a list of bytes.
+        The columns in the order of `features(config)`: `label` and `sample_id`, int64, of shape (rows,), `sentinel1`
+        and `sentinel2`, float32, of shape (rows, 32, 32, bands), `image`, uint8, of shape (rows, 32, 32, 3).
 
     Raises:
         SourceError: The rows can't be read, or a label is not one-hot.
     """
-    columns: dict[str, Any] = {
-        "label": source.read_labels(start, stop),
-        "sample_id": np.arange(start, stop, dtype=np.int64),
-    }
+    label, sample_id = source.read_labels(start, stop), np.arange(start, stop, dtype=np.int64)
     if config == "rgb":
-        pixels = to_rgb(source.read("sen2", start, stop))
-        return {"image": [encode_image(patch, image_format) for patch in pixels], **columns}
+        return {"image": to_rgb(source.read("sen2", start, stop)), "label": label, "sample_id": sample_id}
     return {
-        **columns,
+        "label": label,
+        "sample_id": sample_id,
         "sentinel1": to_float32(source.read("sen1", start, stop)),
         "sentinel2": to_float32(source.read("sen2", start, stop)),
     }
@@ -684,9 +683,10 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
             for first, last in row_ranges:
                 for start in range(first, last, ROWS_PER_BLOCK):
                     stop = min(start + ROWS_PER_BLOCK, last)
-                    columns = read_columns(source, self.config.name, start, stop, self.config.image_format)
+                    columns: dict[str, Any] = {**read_columns(source, self.config.name, start, stop)}
                     if "image" in columns:
-                        columns["image"] = [{"bytes": image, "path": None} for image in columns["image"]]
+                        files = encode_images(columns["image"], self.config.image_format)
+                        columns["image"] = [{"bytes": file, "path": None} for file in files]
                     columns["label"] = columns["label"].tolist()
                     columns["sample_id"] = columns["sample_id"].tolist()
                     for row in zip(*columns.values()):

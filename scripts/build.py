@@ -6,6 +6,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -27,10 +28,10 @@ import executors
 import layout
 import manifest
 import so2sat
+from band_statistics import METHOD, ConfigStatistics
 from command import CommandError
 
-# Private to the build: the lock, and the state of the source files when the shards were written.
-STATE_FOLDER = ".build"
+STATISTICS_NAME = "statistics.json"
 
 EXAMPLES = """\
   python scripts/build.py data build/so2sat                  all configs, one worker process per core
@@ -142,7 +143,7 @@ def build(
         if missing or stale:
             _check_space(pool, output, missing)
             output.joinpath(card.NAME).write_text(card.INCOMPLETE)
-            output.joinpath(STATE_FOLDER, "sources.json").write_text(json.dumps(states))
+            output.joinpath(layout.STATE_FOLDER, "sources.json").write_text(json.dumps(states))
             for path in stale:
                 path.unlink()
             _write(pool, output, new, missing)
@@ -183,7 +184,7 @@ def _kept_shards(
         if intact:
             kept[shard.name] = old.shards[shard.name]
         else:
-            print(f"{shard.name} is written anew: missing, or its bytes have changed")
+            print(f"{shard.name} is written anew: missing, or its bytes have changed, or its statistics are lost")
     return kept
 
 
@@ -218,18 +219,36 @@ def _write(
 
 
 def _finish(output: Path, new: manifest.Manifest) -> None:
-    """Puts the card on top, last of all, and reports."""
-    path, text = output / card.NAME, card.render(new).encode()
-    is_new = not path.is_file() or path.read_bytes() != text
-    if is_new:
-        with layout.replacing(path) as file:
-            file.write(text)
+    """Writes what comes of all shards together, the card last, and reports."""
+    statistics = _statistics(output, new).encode()
+    new.statistics_sha256 = hashlib.sha256(statistics).hexdigest()
+    files = {STATISTICS_NAME: statistics, manifest.NAME: new.to_json(), card.NAME: card.render(new).encode()}
+    is_new = False
+    for name, content in files.items():
+        path = output / name
+        if not path.is_file() or path.read_bytes() != content:
+            is_new = True
+            with layout.replacing(path) as file:
+                file.write(content)
     rows = sum(record.rows for record in new.shards.values())
     size = sum(record.bytes for record in new.shards.values())
     print(
         f"{output} is {'complete' if is_new else 'up to date'}: {', '.join(new.configs)}; {len(new.shards)} shards,"
         f" {rows:,} rows, {size:,} bytes{'; SYNTHETIC' if new.synthetic else ''}"
     )
+
+
+def _statistics(output: Path, new: manifest.Manifest) -> str:
+    """Statistics of every config and split as JSON, merged in the order of the shards."""
+    result: dict[str, Any] = {}
+    for config in new.configs:
+        result[config] = {}
+        for source in new.sources.values():
+            merged = ConfigStatistics(config)
+            for name in new.shard_names(config, source.split):
+                merged.merge(layout.load_statistics(output, new.shards[name]))
+            result[config][source.split] = merged.summary()
+    return json.dumps({"method": METHOD, "configs": result}, indent=1, allow_nan=False) + "\n"
 
 
 def _as_completed(futures: Mapping[concurrent.futures.Future[Any], layout.Shard], label: str) -> Iterator[Any]:
@@ -259,22 +278,27 @@ def _locked(output: Path) -> Iterator[None]:
     if output.exists() and not output.is_dir():
         raise CommandError(f"{output}: not a folder")
     if output.is_dir() and not (output / manifest.NAME).exists():
-        others = sorted(path.name for path in output.iterdir() if path.name != STATE_FOLDER)
+        others = sorted(path.name for path in output.iterdir() if path.name != layout.STATE_FOLDER)
         if others:
             raise CommandError(
                 f"{output}: holds {others[0]} but no {manifest.NAME} of an earlier build; give a new or empty folder"
             )
-    state = output / STATE_FOLDER
+    state = output / layout.STATE_FOLDER
     state.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(state / "lock", timeout=0):
+            _remove_incomplete(output)  # an earlier build was killed
             try:
                 yield
             finally:  # the workers have ended by now
-                for path in output.glob(f"*/.*{layout.INCOMPLETE_SUFFIX}"):
-                    path.unlink()
+                _remove_incomplete(output)
     except filelock.Timeout as error:
         raise CommandError(f"{output}: another build is writing into this folder; wait for it to end") from error
+
+
+def _remove_incomplete(output: Path) -> None:
+    for path in output.rglob(f".*{layout.INCOMPLETE_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def _executor(
@@ -294,20 +318,19 @@ def _state(path: str) -> str:
 
 def _load_states(output: Path) -> dict[str, str]:
     try:
-        states: dict[str, str] = json.loads(output.joinpath(STATE_FOLDER, "sources.json").read_bytes())
+        states: dict[str, str] = json.loads(output.joinpath(layout.STATE_FOLDER, "sources.json").read_bytes())
     except (OSError, ValueError):  # the folder came from elsewhere, or the power went
         return {}
     return states
 
 
 def _stale_files(output: Path, plan: Sequence[layout.Shard]) -> list[Path]:
-    """Files of earlier builds that no longer belong: shards of another plan and incomplete ones."""
+    """Shards of another plan, which no longer belong."""
     names = {shard.name for shard in plan}
     return [
         path
         for config in so2sat.CONFIGS
-        for pattern in ("*-*-of-*.parquet", f".*{layout.INCOMPLETE_SUFFIX}")
-        for path in sorted(output.glob(f"{config}/{pattern}"))
+        for path in sorted(output.glob(f"{config}/*-*-of-*.parquet"))
         if path.relative_to(output).as_posix() not in names
     ]
 

@@ -36,7 +36,7 @@ def dataset_infos(manifest: Manifest) -> DatasetInfosDict:
     for config in manifest.configs:
         splits = datasets.SplitDict()
         for source in manifest.sources.values():
-            shards = _shards(manifest, config, source.split)
+            shards = manifest.shard_names(config, source.split)
             splits.add(
                 datasets.SplitInfo(
                     name=source.split,
@@ -84,9 +84,5 @@ def render(manifest: Manifest) -> str:
     return f"---\n{card.data.to_yaml()}\n---\n{notice}{card.text.lstrip()}"
 
 
-def _shards(manifest: Manifest, config: str, split: str) -> list[str]:
-    return [name for name in manifest.shards if name.startswith(f"{config}/{split}-")]
-
-
 def _glob(manifest: Manifest, config: str, split: str) -> str:
-    return f"{config}/{split}-*-of-{len(_shards(manifest, config, split)):05d}.parquet"
+    return f"{config}/{split}-*-of-{len(manifest.shard_names(config, split)):05d}.parquet"

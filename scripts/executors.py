@@ -22,7 +22,7 @@ from command import CommandError
 CONNECT_SECONDS = 30
 
 # What a Dask worker needs of this project, in the order of import.
-MODULES = (Path(so2sat.__file__), Path(__file__).with_name("layout.py"))
+MODULES = (Path(so2sat.__file__), *(Path(__file__).with_name(name) for name in ("band_statistics.py", "layout.py")))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from huggingface_hub.utils.sha import sha_fileobj
 
 import so2sat
+from band_statistics import ConfigStatistics
 
 LAYOUT_VERSION = 1  # raise it when the same input gives other bytes
 
@@ -39,6 +41,8 @@ CONTENT_DEFINED_CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024
 MAX_DICTIONARY_VALUES = 1 << 16
 
 INCOMPLETE_SUFFIX = ".incomplete"
+# Private to the build: its lock, the state of the sources, and the statistics of finished shards.
+STATE_FOLDER = ".build"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,7 @@ def plan_shards(config: str, split: str, rows: int, source: str, image_format: s
     ]
 
 
-def to_table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+def to_table(columns: dict[str, npt.NDArray[Any]], schema: pa.Schema, image_format: str) -> pa.Table:
     """Makes an Arrow table of the columns that so2sat.read_columns gives, without a Python object per value."""
     arrays = []
     for field in schema:
@@ -108,7 +112,8 @@ def to_table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
         if isinstance(field.type, pa.ExtensionType):
             arrays.append(pa.ExtensionArray.from_storage(field.type, _nested_list(values)))
         elif pa.types.is_struct(field.type):  # an image: its file's bytes, and no path
-            members = [pa.array(values, pa.binary()), pa.nulls(len(values), pa.string())]
+            files = so2sat.encode_images(values, image_format)
+            members = [pa.array(files, pa.binary()), pa.nulls(len(files), pa.string())]
             arrays.append(pa.StructArray.from_arrays(members, fields=list(field.type)))
         else:
             arrays.append(pa.array(values, field.type))
@@ -140,7 +145,7 @@ def leaf_paths(field: pa.Field) -> list[str]:
     return leaves(field.name, field.type)
 
 
-def writer_options(schema: pa.Schema, columns: dict[str, Any]) -> dict[str, Any]:
+def writer_options(schema: pa.Schema, columns: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
     """Options of pyarrow.parquet.ParquetWriter for a shard.
 
     Args:
@@ -171,44 +176,58 @@ def writer_options(schema: pa.Schema, columns: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def write_rows(file: BinaryIO, source: so2sat.Source, config: str, start: int, stop: int, image_format: str) -> int:
+def write_rows(
+    file: BinaryIO, source: so2sat.Source, config: str, start: int, stop: int, image_format: str
+) -> tuple[int, ConfigStatistics]:
     """Writes rows of a source as a Parquet file, one block in memory at a time.
 
     Returns:
-        Bytes the rows take in memory as Arrow, as `datasets` counts them.
+        Bytes the rows take in memory as Arrow, as `datasets` counts them, and the statistics of the rows.
     """
     schema = so2sat.features(config).arrow_schema
-    arrow_bytes = 0
+    group_rows, arrow_bytes, statistics = ROW_GROUP_ROWS[config], 0, ConfigStatistics(config)
     with contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
-        for group_start in range(start, stop, ROW_GROUP_ROWS[config]):
+        for group in range(start, stop, group_rows):
+            group_stop = min(group + group_rows, stop)
             tables = []
-            for columns in _blocks(
-                source, config, group_start, min(group_start + ROW_GROUP_ROWS[config], stop), image_format
-            ):
+            for block in range(group, group_stop, so2sat.ROWS_PER_BLOCK):
+                columns = so2sat.read_columns(source, config, block, min(block + so2sat.ROWS_PER_BLOCK, group_stop))
+                statistics.add(columns["label"], columns)
                 if writer is None:
                     writer = stack.enter_context(pq.ParquetWriter(file, schema, **writer_options(schema, columns)))
                     writer.add_key_value_metadata({"content_defined_chunking": json.dumps(CONTENT_DEFINED_CHUNKING)})
-                tables.append(to_table(columns, schema))
+                tables.append(to_table(columns, schema, image_format))
             table = pa.concat_tables(tables).combine_chunks() if len(tables) > 1 else tables[0]
             arrow_bytes += table.nbytes
             assert writer is not None
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS[config])
-    return arrow_bytes
-
-
-def _blocks(source: so2sat.Source, config: str, start: int, stop: int, image_format: str) -> Iterator[dict[str, Any]]:
-    for block in range(start, stop, so2sat.ROWS_PER_BLOCK):
-        yield so2sat.read_columns(source, config, block, min(block + so2sat.ROWS_PER_BLOCK, stop), image_format)
+            writer.write_table(table, row_group_size=group_rows)
+    return arrow_bytes, statistics
 
 
 def is_intact(shard: Shard, folder: Path, record: ShardRecord) -> bool:
-    """Whether the shard's file is there with the bytes that the record tells of."""
+    """Whether the shard's file is there with the bytes that the record tells of, and its statistics too."""
     path = folder / shard.name
     if not path.is_file() or path.stat().st_size != record.bytes:
         return False
     with path.open("rb") as file:
-        return sha_fileobj(file).hex() == record.sha256
+        if sha_fileobj(file).hex() != record.sha256:
+            return False
+    try:
+        load_statistics(folder, record)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
+    return True
+
+
+def load_statistics(folder: Path, record: ShardRecord) -> ConfigStatistics:
+    """Loads the statistics that write_shard left of a shard."""
+    with np.load(_statistics_path(folder, record.sha256)) as arrays:
+        return ConfigStatistics.from_arrays(arrays)
+
+
+def _statistics_path(folder: Path, sha256: str) -> Path:
+    return folder / STATE_FOLDER / "statistics" / f"{sha256}.npz"
 
 
 def bytes_per_row(shard: Shard) -> float:
@@ -235,10 +254,16 @@ def write_shard(shard: Shard, folder: Path) -> ShardRecord:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         with so2sat.open_source(shard.source) as source:
-            arrow_bytes = write_rows(file, source, shard.config, shard.start, shard.stop, shard.image_format)
+            arrow_bytes, statistics = write_rows(
+                file, source, shard.config, shard.start, shard.stop, shard.image_format
+            )
         file.seek(0)
         sha256 = sha_fileobj(file).hex()
         size = file.tell()
+        path_of_statistics = _statistics_path(folder, sha256)
+        path_of_statistics.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path_of_statistics) as statistics_file:
+            np.savez_compressed(statistics_file, **statistics.to_arrays())
     return ShardRecord(rows=shard.stop - shard.start, bytes=size, arrow_bytes=arrow_bytes, sha256=sha256)
 
 

@@ -42,6 +42,7 @@ class Manifest:
         sources: The source files by name.
         configs: The configs, in the order of so2sat.CONFIGS.
         shards: The finished shards by path.
+        statistics_sha256: Checksum of statistics.json, empty until it is written.
     """
 
     versions: dict[str, str]
@@ -49,18 +50,29 @@ class Manifest:
     sources: dict[str, SourceRecord]
     configs: list[str]
     shards: dict[str, layout.ShardRecord] = dataclasses.field(default_factory=dict)
+    statistics_sha256: str = ""
 
     @property
     def synthetic(self) -> str:
         """What the sources say of themselves if they are synthetic, else an empty string."""
         return " ".join(sorted({source.synthetic for source in self.sources.values()} - {""}))
 
+    def shard_names(self, config: str, split: str) -> list[str]:
+        """The finished shards of a split, in order."""
+        return sorted(name for name in self.shards if name.startswith(f"{config}/{split}-"))
+
+    def to_json(self) -> bytes:
+        """The manifest as the content of its file."""
+        fields = {
+            **dataclasses.asdict(self),
+            "shards": {name: dataclasses.asdict(self.shards[name]) for name in sorted(self.shards)},
+        }
+        return (json.dumps(fields, indent=2) + "\n").encode()
+
     def save(self, folder: Path) -> None:
         """Writes the manifest into a repository, in place of the one there."""
-        self.shards = dict(sorted(self.shards.items()))
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         with layout.replacing(folder / NAME) as file:
-            file.write(text.encode())
+            file.write(self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:
@@ -80,6 +92,7 @@ class Manifest:
                 sources={name: SourceRecord(**record) for name, record in fields["sources"].items()},
                 configs=list(fields["configs"]),
                 shards={name: layout.ShardRecord(**record) for name, record in fields["shards"].items()},
+                statistics_sha256=str(fields["statistics_sha256"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CommandError(f"{path}: not a manifest of a So2Sat repository ({error!r})") from error

@@ -28,6 +28,7 @@ import numpy.typing as npt  # noqa: E402
 import pytest  # noqa: E402
 
 import build  # noqa: E402
+import layout  # noqa: E402
 import so2sat  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -94,7 +95,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and build.STATE_FOLDER not in path.parts
+        if path.is_file() and layout.STATE_FOLDER not in path.parts
     }
 
 

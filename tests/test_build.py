@@ -52,12 +52,13 @@ def test_the_full_training_split_has_the_designed_number_of_shards(config: str, 
 
 
 def test_the_memory_of_a_row_is_not_underestimated() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)  # does not compress
-    images = [so2sat.encode_image(pixels, image_format) for image_format in so2sat.IMAGE_FORMATS] * 64
+    images = np.random.default_rng(0).integers(0, 256, (128, 32, 32, 3), dtype=np.uint8)  # do not compress
     numbers = {"label": np.zeros(128, np.int64), "sample_id": np.zeros(128, np.int64)}
     blank = {"sentinel1": np.zeros((128, 32, 32, 8), np.float32), "sentinel2": np.zeros((128, 32, 32, 10), np.float32)}
-    for config, columns in (("rgb", {"image": images, **numbers}), ("all", {**numbers, **blank})):
-        table = layout.to_table(columns, so2sat.features(config).arrow_schema)
+    cases: list[tuple[str, dict[str, Any], str]]
+    cases = [("rgb", {"image": images, **numbers}, "jpeg"), ("rgb", {"image": images, **numbers}, "png")]
+    for config, columns, image_format in [*cases, ("all", {**numbers, **blank}, "jpeg")]:
+        table = layout.to_table(columns, so2sat.features(config).arrow_schema, image_format)
         assert table.nbytes / 128 <= layout.ROW_BYTES[config]
 
 
@@ -211,7 +212,7 @@ def test_the_repository_holds_what_it_should_and_nothing_else(repository: Path) 
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     shards = {f"{config}/{split}-00000-of-00001.parquet" for config in so2sat.CONFIGS for split in so2sat.SOURCE_FILES}
     visible = {name for name in files if not name.startswith(".")}
-    assert visible == {"README.md", "manifest.json", *shards}
+    assert visible == {"README.md", "manifest.json", "statistics.json", *shards}
 
 
 def test_the_manifest_tells_rows_bytes_checksums_and_sources(repository: Path, source_folder: Path) -> None:

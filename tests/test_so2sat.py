@@ -140,7 +140,7 @@ def decode(image: bytes) -> npt.NDArray[np.uint8]:
 
 def test_jpeg_has_quality_95_and_no_chroma_subsampling() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    image = PIL.Image.open(io.BytesIO(so2sat.encode_image(pixels, "jpeg")))
+    image = PIL.Image.open(io.BytesIO(so2sat.encode_images(pixels[None], "jpeg")[0]))
     assert isinstance(image, PIL.JpegImagePlugin.JpegImageFile)
     assert (image.size, image.mode) == ((32, 32), "RGB")
     # Component, horizontal and vertical sampling: all components in full resolution.
@@ -151,7 +151,7 @@ def test_jpeg_has_quality_95_and_no_chroma_subsampling() -> None:
 
 def test_png_is_lossless() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(decode(so2sat.encode_image(pixels, "png")), pixels)
+    np.testing.assert_array_equal(decode(so2sat.encode_images(pixels[None], "png")[0]), pixels)
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +168,7 @@ def real_patches() -> npt.NDArray[np.float64]:
 def test_jpeg_keeps_a_measured_scene_above_40_db(tmp_path: Path, real_patches: npt.NDArray[np.float64]) -> None:
     arrays = {"sen1": np.zeros((81, 32, 32, 8)), "sen2": real_patches, "label": np.eye(17)[np.arange(81) % 17]}
     with so2sat.open_source(str(write_source(tmp_path / "scene.h5", arrays))) as source:
-        images = so2sat.read_columns(source, "rgb", 0, 81)["image"]
+        images = so2sat.encode_images(so2sat.read_columns(source, "rgb", 0, 81)["image"], "jpeg")
     pixels = tfds_rgb(real_patches)
     assert (pixels.std(axis=(1, 2, 3)) > 3).all()  # patches of a scene, not blanks
     squares = (np.stack([decode(image) for image in images]).astype(float) - pixels) ** 2
@@ -201,12 +201,12 @@ def test_any_real_or_integer_dtype_chunking_and_compression_is_read(
     arrays = STORED[stored](random_arrays(5))
     with so2sat.open_source(str(write_source(tmp_path / "x.h5", arrays, **options))) as source:
         columns = so2sat.read_columns(source, "all", 1, 5)
-        image = so2sat.read_columns(source, "rgb", 1, 5, "png")["image"][0]
+        pixels = so2sat.read_columns(source, "rgb", 1, 5)["image"]
     assert columns["label"].tolist() == arrays["label"][1:].argmax(axis=1).tolist()
     assert columns["sample_id"].tolist() == [1, 2, 3, 4]
     np.testing.assert_array_equal(columns["sentinel1"], arrays["sen1"][1:].astype(np.float32))
     np.testing.assert_array_equal(columns["sentinel2"], arrays["sen2"][1:].astype(np.float32))
-    np.testing.assert_array_equal(decode(image), tfds_rgb(arrays["sen2"][1].astype(np.float64)))
+    np.testing.assert_array_equal(pixels, tfds_rgb(arrays["sen2"][1:].astype(np.float64)))
     assert columns["sentinel1"].dtype == columns["sentinel2"].dtype == np.dtype("<f4")
 
 
