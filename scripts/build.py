@@ -142,8 +142,13 @@ def build(
         stale = _stale_files(output, plan)
         if missing or stale:
             _check_space(pool, output, missing)
-            output.joinpath(card.NAME).write_text(card.INCOMPLETE)
-            output.joinpath(layout.STATE_FOLDER, "sources.json").write_text(json.dumps(states))
+            new.save(output)  # first of all: it marks the folder as one of ours
+            for name, text in (
+                (card.NAME, card.INCOMPLETE),
+                (f"{layout.STATE_FOLDER}/sources.json", json.dumps(states)),
+            ):
+                with layout.replacing(output / name) as file:
+                    file.write(text.encode())
             for path in stale:
                 path.unlink()
             _write(pool, output, new, missing)
@@ -196,7 +201,6 @@ def _write(
     pool: concurrent.futures.Executor, output: Path, new: manifest.Manifest, missing: Sequence[layout.Shard]
 ) -> None:
     """Writes the missing shards; after each the manifest knows of it."""
-    new.save(output)
     started = time.monotonic()
     total = len(new.shards) + len(missing)
     futures = {pool.submit(layout.write_shard, shard, output): shard for shard in missing}

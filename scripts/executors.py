@@ -33,6 +33,11 @@ def processes(workers: int) -> Iterator[concurrent.futures.Executor]:
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     ) as pool:
         try:
+            # Ctrl-C is for this process, which ends its workers; they inherit the mask, and so must start here.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            for _ in range(workers):
+                pool.submit(int)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             yield pool
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -43,7 +48,6 @@ def processes(workers: int) -> Iterator[concurrent.futures.Executor]:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

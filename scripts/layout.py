@@ -95,7 +95,7 @@ def plan_shards(config: str, split: str, rows: int, source: str, image_format: s
     groups = -(-rows // group)
     largest = min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // ROW_BYTES[config]) // group
     count = 1
-    while -(-groups // count) > largest:
+    while -(-groups // count) > largest and 2 * count <= groups:
         count *= 2
     edges = [min(index * groups // count * group, rows) for index in range(count + 1)]
     return [
