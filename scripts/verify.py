@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -384,6 +385,26 @@ def _statistics_findings(repository: Path, built: manifest.Manifest) -> Iterator
         yield Finding(
             path.name, f"sha256 {_short(found, 16)}, expected {_short(expected, 16) or 'one in the manifest'}"
         )
+        return
+    yield from _published_findings(repository, built)
+
+
+def _published_findings(repository: Path, built: manifest.Manifest) -> Iterator[Finding]:
+    """Whether the statistics of the full training split are those that were published of it."""
+    source = built.sources.get(so2sat.SOURCE_FILES["train"])
+    full = sum(so2sat.PATCHES_PER_CLASS["train"])
+    if source is None or source.rows != full or source.synthetic or "all" not in built.configs:
+        return
+    columns = json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]["all"]["train"]["bands"]
+    for column, bands in (("sentinel1", so2sat.SENTINEL1_BANDS), ("sentinel2", so2sat.SENTINEL2_BANDS)):
+        for band, found in zip(bands, columns[column]):
+            for name, expected in (("mean", band.mean), ("std", band.std)):
+                # A mean near 0 is known no better than its band's spread allows.
+                if not math.isclose(found[name], expected, rel_tol=1e-3, abs_tol=1e-3 * band.std):
+                    yield Finding(
+                        build.STATISTICS_NAME,
+                        f"{name} of {column} {band.name} is {found[name]:.6g}, expected {expected:.6g} as published",
+                    )
 
 
 def _stray_findings(repository: Path, files: Sequence[str], shards: set[str]) -> Iterator[Finding]:

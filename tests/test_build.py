@@ -231,6 +231,35 @@ def test_the_manifest_tells_rows_bytes_checksums_and_sources(repository: Path, s
     assert contents["versions"]["pyarrow"] == pa.__version__
 
 
+def test_statistics_are_those_of_numpy_over_the_sources(repository: Path, source_arrays: dict[str, Arrays]) -> None:
+    told = json.loads((repository / "statistics.json").read_text())["configs"]
+    for split, arrays in source_arrays.items():
+        sources: dict[str, Any] = {
+            "sentinel1": arrays["sen1"].astype(np.float32),
+            "sentinel2": arrays["sen2"].astype(np.float32),
+            "image": so2sat.to_rgb(arrays["sen2"]),
+        }
+        for config in so2sat.CONFIGS:
+            counts = np.bincount(arrays["label"].argmax(axis=1), minlength=17)
+            assert told[config][split]["patches_per_class"] == dict(zip(so2sat.LABELS, counts.tolist()))
+            for column, bands in told[config][split]["bands"].items():
+                for band, values in zip(bands, np.moveaxis(sources[column].astype(np.float64), -1, 0)):
+                    assert band["count"] == values.size
+                    assert band["nonfinite"] == 0
+                    assert (band["min"], band["max"]) == (values.min(), values.max())
+                    assert band["mean"] == pytest.approx(values.mean(), rel=1e-9, abs=1e-9 * values.std())
+                    assert band["std"] == pytest.approx(values.std(), rel=1e-9)
+                    # Of one pixel in four, here without any likeness between neighbours.
+                    assert band["percentiles"]["50"] == pytest.approx(np.median(values), rel=0.02, abs=0.1)
+
+
+def test_lost_statistics_are_computed_again(small_copy: tuple[Path, Path], repository: Path) -> None:
+    source, output = small_copy
+    shutil.rmtree(output / layout.STATE_FOLDER)
+    build.build(str(source), output)
+    assert contents(output) == contents(repository)
+
+
 def test_the_card_of_synthetic_data_says_so_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("training.h5", "validation.h5"):
         with h5py.File(write_source(tmp_path / "data" / name, random_arrays(3)), "r+") as h5:

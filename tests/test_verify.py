@@ -668,6 +668,28 @@ def test_patches_per_class_are_those_of_the_publishers(
     assert not any("patches per class" in line for line in findings(repository))
 
 
+def test_statistics_of_the_full_training_split_are_the_published_ones(
+    repository: Path, source_arrays: dict[str, Arrays], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def published(array: str, bands: tuple[so2sat.Band, ...]) -> tuple[so2sat.Band, ...]:
+        values = source_arrays["train"][array].astype(np.float32).astype(np.float64)
+        mean, std = values.mean(axis=(0, 1, 2)), values.std(axis=(0, 1, 2))
+        return tuple(dataclasses.replace(band, mean=mean[i], std=std[i]) for i, band in enumerate(bands))
+
+    rows = len(source_arrays["train"]["label"])
+    counts = source_arrays["train"]["label"].sum(axis=0).astype(int)
+    assert counts.sum() == rows  # the fixture plays the full split
+    monkeypatch.setattr(so2sat, "PATCHES_PER_CLASS", {**so2sat.PATCHES_PER_CLASS, "train": (*map(int, counts),)})
+    bands = so2sat.SENTINEL1_BANDS
+    assert any("mean of sentinel1 VH real" in line for line in findings(repository))
+    monkeypatch.setattr(so2sat, "SENTINEL1_BANDS", published("sen1", bands))
+    monkeypatch.setattr(so2sat, "SENTINEL2_BANDS", published("sen2", so2sat.SENTINEL2_BANDS))
+    assert findings(repository) == []
+    off_by_a_percent = dataclasses.replace(so2sat.SENTINEL1_BANDS[5], std=so2sat.SENTINEL1_BANDS[5].std * 1.01)
+    monkeypatch.setattr(so2sat, "SENTINEL1_BANDS", (*so2sat.SENTINEL1_BANDS[:5], off_by_a_percent, *bands[6:]))
+    assert any("std of sentinel1 VV intensity" in line for line in findings(repository))
+
+
 # ── Against the source ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
