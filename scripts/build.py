@@ -150,8 +150,12 @@ def build(
                 with layout.replacing(output / name) as file:
                     file.write(text.encode())
             for path in stale:
+                print(f"{path.relative_to(output)} is removed: it is none of the shards that the sources make")
                 path.unlink()
             _write(pool, output, new, missing)
+        for name, record in records.items():
+            if _state(sources[record.split]) != states[name]:
+                raise CommandError(f"{source}: {name} was changed while it was read; run the same command again")
         _finish(output, new)
     return new
 
@@ -234,6 +238,7 @@ def _finish(output: Path, new: manifest.Manifest) -> None:
             is_new = True
             with layout.replacing(path) as file:
                 file.write(content)
+    layout.remove_statistics_of_others(output, new.shards.values())
     rows = sum(record.rows for record in new.shards.values())
     size = sum(record.bytes for record in new.shards.values())
     print(

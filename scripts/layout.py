@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -224,6 +224,14 @@ def load_statistics(folder: Path, record: ShardRecord) -> ConfigStatistics:
     """Loads the statistics that write_shard left of a shard."""
     with np.load(_statistics_path(folder, record.sha256)) as arrays:
         return ConfigStatistics.from_arrays(arrays)
+
+
+def remove_statistics_of_others(folder: Path, records: Collection[ShardRecord]) -> None:
+    """Removes the statistics of shards that are no more."""
+    kept = {_statistics_path(folder, record.sha256) for record in records}
+    for path in _statistics_path(folder, "").parent.iterdir():
+        if path not in kept:
+            path.unlink()
 
 
 def _statistics_path(folder: Path, sha256: str) -> Path:

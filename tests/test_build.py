@@ -389,6 +389,37 @@ def test_a_changed_source_rewrites_its_split_and_says_why(
     assert loaded[41]["sentinel2"][3, 3, 2] == np.float32(0.5)
 
 
+def test_a_source_that_changes_during_the_build_is_an_error_and_is_read_again(
+    small_copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = small_copy
+    write = build._write
+
+    def write_and_change(*arguments: Any) -> None:
+        write(*arguments)
+        with h5py.File(source / "testing.h5", "r+") as h5:
+            h5["sen2"][7, 3, 3, 2] = 0.5
+
+    monkeypatch.setattr(build, "_write", write_and_change)
+    assert build.main([str(source), str(output), "--force"]) == 1
+    assert "testing.h5 was changed while it was read" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert build.main([str(source), str(output)]) == 0
+    loaded = datasets.load_dataset(str(output), "all", split="test").with_format("numpy")
+    assert loaded[7]["sentinel2"][3, 3, 2] == np.float32(0.5)
+
+
+def test_a_split_whose_source_is_gone_is_removed_and_said_to_be(
+    small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = small_copy
+    (source / "testing.h5").unlink()
+    build.build(str(source), output)
+    assert "all/test-00000-of-00001.parquet is removed" in capsys.readouterr().out
+    assert list(datasets.load_dataset(str(output), "rgb")) == ["train", "validation"]
+    assert len(list((output / layout.STATE_FOLDER / "statistics").iterdir())) == 4
+
+
 def test_another_image_format_rewrites_rgb_only(
     small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
