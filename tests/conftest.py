@@ -8,6 +8,7 @@ import functools
 import http.server
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -135,6 +136,11 @@ def undisturbed(driver: list[str], large_source: Path, tmp_path_factory: pytest.
     result = contents(output)
     assert sum(name.endswith(".parquet") for name in result) == 2 * (16 + 4 + 1)
     return result
+
+
+def hearing(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Starts a command that hears SIGINT, even if the tests themselves run in the background and don't."""
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 def wait_for_a_shard(process: subprocess.Popen[bytes], output: Path) -> None:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 import build
 import layout
 import so2sat
-from conftest import Arrays, RangeServer, contents, random_arrays, wait_for_a_shard, write_source
+from conftest import Arrays, RangeServer, contents, hearing, random_arrays, wait_for_a_shard, write_source
 
 # ── Layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -296,7 +296,7 @@ def test_a_build_killed_again_and_again_ends_as_if_undisturbed(
     while kills < 12:
         command = [*driver, str(large_source), str(output), "--workers", "2"]
         moment = len(list(output.glob("*/*.parquet"))) + chance.uniform(0, 3)
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with hearing(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
             if not interrupted(process, output, moment, how):
                 break
@@ -322,7 +322,7 @@ def test_the_number_of_workers_does_not_show(
 def test_ctrl_c_ends_with_status_130_and_no_traceback(driver: list[str], large_source: Path, tmp_path: Path) -> None:
     output = tmp_path / "so2sat"
     command = [*driver, str(large_source), str(output), "--workers", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with hearing(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         wait_for_a_shard(process, output)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
         error = process.communicate()[1].decode()

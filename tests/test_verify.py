@@ -658,6 +658,7 @@ def test_patches_per_class_are_those_of_the_publishers(
     counts = {split: arrays["label"].sum(axis=0).astype(int) for split, arrays in source_arrays.items()}
     counts["validation"][0] += known  # a full split has as many patches as the publishers say
     counts["validation"][16] -= known
+    counts["train"][0] += 1  # not full, or its statistics would have to be the published ones too
     monkeypatch.setattr(so2sat, "PATCHES_PER_CLASS", {split: (*map(int, row),) for split, row in counts.items()})
     lines = findings(repository)
     assert len(lines) == 2 * known
