@@ -596,13 +596,17 @@ class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
     """Config of So2Sat.
 
     Attributes:
+        data_dir: Folder or fsspec URL of the source files.
         image_format: How `rgb` encodes its images: "jpeg" (quality 95, no chroma subsampling) or "png" (lossless).
     """
 
+    data_dir: str | None = None
     image_format: str = "jpeg"
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """Makes the cache tell apart folders of the same relative name, and a folder before and after a change."""
+        if self.data_dir:
+            self.data_dir = os.fspath(self.data_dir)
         if self.data_dir and not is_remote_url(self.data_dir):
             folder = os.path.abspath(os.path.expanduser(self.data_dir))
             paths = [os.path.join(folder, name) for name in SOURCE_FILES.values()]

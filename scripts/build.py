@@ -115,6 +115,7 @@ def build(
         CommandError: The repository can't be written as things are.
     """
     output = output.expanduser().resolve()
+    _check_output(output)
     sources = so2sat.find_sources(source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source)))
     print(f"{source}: checking all labels")
     records = manifest.describe(sources)
@@ -277,21 +278,30 @@ def _as_completed(futures: Mapping[concurrent.futures.Future[Any], layout.Shard]
                 print(f"{label} {number}/{len(futures)}: {shard.name}", flush=True)
 
 
+def _check_output(output: Path) -> None:
+    """Makes sure that nothing of others is overwritten.
+
+    Raises:
+        CommandError: The folder holds something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise CommandError(f"{output}: not a folder")
+    if output.is_dir() and not (output / manifest.NAME).exists():
+        names = sorted(path.name for path in output.iterdir())
+        others = [name for name in names if name != layout.STATE_FOLDER and not name.endswith(layout.INCOMPLETE_SUFFIX)]
+        if others:
+            raise CommandError(
+                f"{output}: holds {others[0]} but no {manifest.NAME} of an earlier build; give a new or empty folder"
+            )
+
+
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[None]:
     """Creates the repository's folder and keeps other builds out of it.
 
     Raises:
-        CommandError: It holds something else, or another build is at work.
+        CommandError: Another build is at work.
     """
-    if output.exists() and not output.is_dir():
-        raise CommandError(f"{output}: not a folder")
-    if output.is_dir() and not (output / manifest.NAME).exists():
-        others = sorted(path.name for path in output.iterdir() if path.name != layout.STATE_FOLDER)
-        if others:
-            raise CommandError(
-                f"{output}: holds {others[0]} but no {manifest.NAME} of an earlier build; give a new or empty folder"
-            )
     state = output / layout.STATE_FOLDER
     state.mkdir(parents=True, exist_ok=True)
     try:

@@ -95,7 +95,10 @@ class Manifest:
                 statistics_sha256=str(fields["statistics_sha256"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CommandError(f"{path}: not a manifest of a So2Sat repository ({error!r})") from error
+            raise CommandError(
+                f"{path}: not a manifest of a So2Sat repository ({error!r});"
+                f" restore it, or delete {folder} and build anew"
+            ) from error
 
 
 def current_versions() -> dict[str, str]:

@@ -494,6 +494,16 @@ def test_a_second_build_into_the_same_folder_refuses(
     assert "another build is writing into this folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"versions": 3}'])
+def test_a_damaged_manifest_is_named_with_what_to_do(
+    small_copy: tuple[Path, Path], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = small_copy
+    (output / "manifest.json").write_text(text)
+    assert build.main([str(source), str(output)]) == 1
+    assert re.search(r"error: .*manifest.json: not a manifest.*delete .* and build anew", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("content", ["README.md", "so2sat.py", "photos"])
 def test_a_folder_with_something_else_in_it_is_not_touched(
     source_folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]

@@ -565,6 +565,11 @@ def test_a_folder_that_has_changed_is_not_answered_from_the_cache(tmp_path: Path
         assert_holds_all(prepared(tmp_path, tmp_path / "cache"), arrays)
 
 
+def test_data_dir_may_be_a_path(source_folder: Path, tmp_path: Path) -> None:
+    builder = So2Sat(config_name="rgb", data_dir=source_folder, cache_dir=str(tmp_path))
+    assert next(iter(builder.as_streaming_dataset(split="test")))["sample_id"] == 0
+
+
 def test_a_relative_folder_is_not_mixed_up_with_its_namesake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (1, 2):
         arrays = {"train": random_arrays(20, seed), "validation": random_arrays(5, seed + 10)}
