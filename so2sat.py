@@ -608,7 +608,8 @@ class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
         if self.data_dir:
             self.data_dir = os.fspath(self.data_dir)
         if self.data_dir and not is_remote_url(self.data_dir):
-            folder = os.path.abspath(os.path.expanduser(self.data_dir))
+            # Resolved now: the working folder may be another when the files are read.
+            self.data_dir = folder = os.path.abspath(os.path.expanduser(self.data_dir))
             paths = [os.path.join(folder, name) for name in SOURCE_FILES.values()]
             state = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths if os.path.isfile(path)]
             config_kwargs = {**config_kwargs, "data_dir": folder, "source_files": str(state)}

@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     files = ", ".join(so2sat.SOURCE_FILES.values())
     parser.add_argument("source", metavar="SOURCE", help=f"folder or fsspec URL with {files} (the last is optional)")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder: new, empty or a repository built earlier")
+    parser.add_argument(
+        "output", metavar="OUTPUT", type=_folder, help="folder: new, empty or a repository built earlier"
+    )
     parser.add_argument("--config", action="append", choices=so2sat.CONFIGS, help="may be repeated (default: all)")
     parser.add_argument(
         "--image-format", choices=so2sat.IMAGE_FORMATS, default="jpeg", help="for rgb (default: jpeg; png is lossless)"
@@ -73,6 +75,12 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not text or is_remote_url(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a local folder")
+    return Path(text)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -118,11 +126,14 @@ def build(
     _check_output(output)
     sources = so2sat.find_sources(source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source)))
     print(f"{source}: checking all labels")
+    states = {so2sat.SOURCE_FILES[split]: _state(path) for split, path in sources.items()}
     records = manifest.describe(sources)
     for name, record in records.items():
         print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
     with _locked(output), _executor(dask, workers, output, sources) as pool:
         old = manifest.Manifest.load(output)
+        if old and not force:
+            _check_sources(output, old, records)
         asked = configs or list(so2sat.CONFIGS)
         new = manifest.Manifest(
             versions=manifest.current_versions(),
@@ -136,7 +147,6 @@ def build(
             for record in records.values()
             for shard in layout.plan_shards(config, record.split, record.rows, sources[record.split], new.image_format)
         ]
-        states = {name: _state(sources[record.split]) for name, record in records.items()}
         if old and not force:
             new.shards = _kept_shards(pool, output, old, new, plan, states)
         missing = [shard for shard in plan if shard.name not in new.shards]
@@ -161,6 +171,21 @@ def build(
     return new
 
 
+def _check_sources(output: Path, old: manifest.Manifest, records: Mapping[str, manifest.SourceRecord]) -> None:
+    """Makes sure that hours of work are not replaced by a slip of the hand.
+
+    Raises:
+        CommandError: A source of the repository is gone, or synthetic data would replace measured data.
+    """
+    gone = [name for name in old.sources if name not in records]
+    if gone:
+        raise CommandError(
+            f"{output}: was made from {gone[0]} too, which SOURCE lacks; --force builds without it, its split goes"
+        )
+    if not old.synthetic and any(record.synthetic for record in records.values()):
+        raise CommandError(f"{output}: holds measured data and SOURCE is synthetic; --force replaces them")
+
+
 def _kept_shards(
     pool: concurrent.futures.Executor,
     output: Path,
@@ -178,8 +203,8 @@ def _kept_shards(
             name = so2sat.SOURCE_FILES[shard.split]
             if old.versions != new.versions:
                 reason = f"made with {_versions(old.versions)}, now {_versions(new.versions)}"
-            elif old.sources.get(name) != new.sources[name] or old_states.get(name, states[name]) != states[name]:
-                reason = f"{name} has changed"
+            elif old.sources.get(name) != new.sources[name] or old_states.get(name) != states[name]:
+                reason = f"{name} has changed, or its time on the disk has"
             elif shard.config == "rgb" and old.image_format != new.image_format:
                 reason = f"image format was {old.image_format}, now {new.image_format}"
             else:

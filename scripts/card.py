@@ -80,8 +80,14 @@ def render(manifest: Manifest) -> str:
     dataset_infos(manifest).to_dataset_card_data(card.data)
     rows = sum(source.rows for source in manifest.sources.values())
     card.data.size_categories = [next(name for least, name in _SIZE_CATEGORIES if rows >= least)]
-    notice = f"> **These data are synthetic:** {manifest.synthetic}\n\n" if manifest.synthetic else ""
-    return f"---\n{card.data.to_yaml()}\n---\n{notice}{card.text.lstrip()}"
+    notices = []
+    if manifest.synthetic:
+        notices.append(f"> **These data are synthetic:** {manifest.synthetic}\n\n")
+    if "rgb" in manifest.configs and manifest.image_format != "jpeg":
+        notices.append(
+            f"> Images are {manifest.image_format.upper()} here, without any loss, whatever is said below.\n\n"
+        )
+    return f"---\n{card.data.to_yaml()}\n---\n{''.join(notices)}{card.text.lstrip()}"
 
 
 def _glob(manifest: Manifest, config: str, split: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -18,7 +19,7 @@ class CommandError(Exception):
 def parser(description: str, examples: str) -> argparse.ArgumentParser:
     """Makes a parser with a description, examples at the end of its help and the option `--debug`."""
     result = argparse.ArgumentParser(
-        description=description,
+        description=textwrap.fill(description, 100),
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

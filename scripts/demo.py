@@ -55,8 +55,10 @@ def _run(options: argparse.Namespace) -> None:
     print(_histogram(loaded[contents.configs[0]]))
 
     config = contents.configs[0]
-    print(f'\n>>> next(iter(load_dataset("{repository.name}", "{config}", split="train", streaming=True)))')
-    print(_describe(next(iter(datasets.load_dataset(repository.name, config, split="train", streaming=True)))))
+    print(f'\n>>> load_dataset("{repository.name}", "{config}", split="validation", streaming=True)')
+    # To the end: Python can hang at exit after a stream that was left before.
+    first, *others = datasets.load_dataset(repository.name, config, split="validation", streaming=True)
+    print(f"first of {1 + len(others)} examples: {_describe(first)}")
 
     if {"rgb", "all"} <= {*contents.configs}:
         _draw(loaded["rgb"]["train"], loaded["all"]["train"], contents.synthetic, picture)
@@ -112,6 +114,8 @@ def _draw(rgb: datasets.Dataset, radar: datasets.Dataset, synthetic: str, pictur
     for axis in axes.flat:
         axis.axis("off")
     for index, (code, name) in enumerate(zip(so2sat.LCZ_CODES, so2sat.LABELS)):
+        if index not in labels:
+            continue
         row, column = divmod(index, columns)
         left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
         patch = labels.index(index)

@@ -11,6 +11,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,15 @@ def processes(workers: int) -> Iterator[concurrent.futures.Executor]:
                 pool.submit(int)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             yield pool
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in {*multiprocessing.active_children()} - before:
                 child.terminate()
                 child.join()
+            if isinstance(error, BrokenProcessPool):
+                raise CommandError(
+                    "a worker process was killed, perhaps for want of memory; try again, with fewer --workers"
+                ) from error
             raise
 
 

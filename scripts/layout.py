@@ -208,7 +208,7 @@ def write_rows(
 def is_intact(shard: Shard, folder: Path, record: ShardRecord) -> bool:
     """Whether the shard's file is there with the bytes that the record tells of, and its statistics too."""
     path = folder / shard.name
-    if not path.is_file() or path.stat().st_size != record.bytes:
+    if record.rows != shard.stop - shard.start or not path.is_file() or path.stat().st_size != record.bytes:
         return False
     with path.open("rb") as file:
         if sha_fileobj(file).hex() != record.sha256:

@@ -86,7 +86,7 @@ class Manifest:
             return None
         try:
             fields = json.loads(path.read_bytes())
-            return cls(
+            found = cls(
                 versions=dict(fields["versions"]),
                 image_format=str(fields["image_format"]),
                 sources={name: SourceRecord(**record) for name, record in fields["sources"].items()},
@@ -99,6 +99,13 @@ class Manifest:
                 f"{path}: not a manifest of a So2Sat repository ({error!r});"
                 f" restore it, or delete {folder} and build anew"
             ) from error
+        records: dict[str, SourceRecord | layout.ShardRecord] = {**found.sources, **found.shards}
+        for name, record in records.items():
+            for field in dataclasses.fields(record):
+                value = getattr(record, field.name)
+                if type(value).__name__ != field.type:
+                    raise CommandError(f"{path}: {field.name} of {name} is {value!r}, expected {field.type}")
+        return found
 
 
 def current_versions() -> dict[str, str]:

@@ -762,9 +762,8 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
         _check_replaceable(path)
     _check_space(folder, sum(size_in_bytes(count) for count in rows.values() if count))
 
-    written = {
-        path: path.with_name(f".{path.name}.{os.getpid()}.incomplete") for split, path in paths.items() if rows[split]
-    }
+    # One name for all runs, so that the next one replaces what a killed one left.
+    written = {path: path.with_name(f".{path.name}.incomplete") for split, path in paths.items() if rows[split]}
     try:
         with (
             _interrupts_held_back() as check_interrupt,

@@ -409,15 +409,89 @@ def test_a_source_that_changes_during_the_build_is_an_error_and_is_read_again(
     assert loaded[7]["sentinel2"][3, 3, 2] == np.float32(0.5)
 
 
-def test_a_split_whose_source_is_gone_is_removed_and_said_to_be(
+def test_a_split_whose_source_is_gone_is_removed_by_force_only(
     small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = small_copy
     (source / "testing.h5").unlink()
-    build.build(str(source), output)
+    assert build.main([str(source), str(output)]) == 1
+    assert "was made from testing.h5 too, which SOURCE lacks; --force" in capsys.readouterr().err
+    assert len(list(output.glob("*/test-*.parquet"))) == 2
+    build.build(str(source), output, force=True)
     assert "all/test-00000-of-00001.parquet is removed" in capsys.readouterr().out
     assert list(datasets.load_dataset(str(output), "rgb")) == ["train", "validation"]
     assert len(list((output / layout.STATE_FOLDER / "statistics").iterdir())) == 4
+
+
+def test_synthetic_data_replace_measured_data_by_force_only(
+    small_copy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, output = small_copy
+    before = contents(output)
+    for name in so2sat.SOURCE_FILES.values():
+        with h5py.File(write_source(tmp_path / "made-up" / name, random_arrays(20)), "r+") as h5:
+            h5.attrs["synthetic"] = "made up for a test."
+    command = [str(tmp_path / "made-up"), str(output)]
+    assert build.main(command) == 1
+    assert "holds measured data and SOURCE is synthetic; --force" in capsys.readouterr().err
+    assert contents(output) == before
+    assert build.main([*command, "--force"]) == 0
+
+
+@pytest.mark.parametrize("lost", ["removed", "emptied"])
+def test_a_change_is_noticed_though_the_record_of_the_sources_is_lost(small_copy: tuple[Path, Path], lost: str) -> None:
+    source, output = small_copy
+    record = output / layout.STATE_FOLDER / "sources.json"
+    record.unlink() if lost == "removed" else record.write_text("")
+    with h5py.File(source / "training.h5", "r+") as h5:
+        h5["sen1"][101, 3, 3, 2] = 0.5  # a row that is not in the fingerprint
+    build.build(str(source), output)
+    loaded = datasets.load_dataset(str(output), "all", split="train").with_format("numpy")
+    assert loaded[101]["sentinel1"][3, 3, 2] == np.float32(0.5)
+
+
+def test_a_build_killed_after_a_change_still_notices_it(
+    small_copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = small_copy
+    with h5py.File(source / "training.h5", "r+") as h5:
+        h5["sen1"][101, 3, 3, 2] = 0.5
+    replacing = layout.replacing
+
+    calls: list[Path] = []
+
+    def dies(path: Path) -> Any:
+        calls.append(path)
+        if len(calls) > 2:  # after the manifest and the card, before the record of the sources
+            raise KeyboardInterrupt
+        return replacing(path)
+
+    monkeypatch.setattr(layout, "replacing", dies)
+    assert build.main([str(source), str(output)]) == 130
+    monkeypatch.undo()
+    assert [path.name for path in calls] == ["manifest.json", "README.md", "sources.json"]
+    build.build(str(source), output)
+    loaded = datasets.load_dataset(str(output), "all", split="train").with_format("numpy")
+    assert loaded[101]["sentinel1"][3, 3, 2] == np.float32(0.5)
+
+
+def test_a_manifest_with_wrong_rows_is_not_trusted(small_copy: tuple[Path, Path], repository: Path) -> None:
+    source, output = small_copy
+    text = (output / "manifest.json").read_text()
+    (output / "manifest.json").write_text(text.replace('"rows": 33', '"rows": 7000', 1))
+    build.build(str(source), output)
+    assert contents(output) == contents(repository)
+
+
+def test_output_must_be_a_local_folder(source_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build.main([str(source_folder), "hf://datasets/me/so2sat"])
+    assert "is not a local folder" in capsys.readouterr().err
+
+
+def test_the_card_of_png_images_says_so(source_folder: Path, tmp_path: Path) -> None:
+    build.build(str(source_folder), tmp_path / "so2sat", configs=["rgb"], image_format="png")
+    assert "Images are PNG here, without loss" in (tmp_path / "so2sat" / "README.md").read_text()
 
 
 def test_another_image_format_rewrites_rgb_only(
