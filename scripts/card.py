@@ -84,9 +84,7 @@ def render(manifest: Manifest) -> str:
     if manifest.synthetic:
         notices.append(f"> **These data are synthetic:** {manifest.synthetic}\n\n")
     if "rgb" in manifest.configs and manifest.image_format != "jpeg":
-        notices.append(
-            f"> Images are {manifest.image_format.upper()} here, without any loss, whatever is said below.\n\n"
-        )
+        notices.append(f"> Images are {manifest.image_format.upper()} here, without loss, whatever is said below.\n\n")
     return f"---\n{card.data.to_yaml()}\n---\n{''.join(notices)}{card.text.lstrip()}"
 
 

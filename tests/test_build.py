@@ -370,6 +370,11 @@ def test_a_finished_build_is_left_alone(small_copy: tuple[Path, Path], capsys: p
     assert "up to date" in capsys.readouterr().out
 
 
+def loaded_anew(output: Path, split: str) -> datasets.Dataset:
+    """Config `all`, not from the cache, where `datasets` keeps repositories by their cards and so mixes up ours."""
+    return datasets.load_dataset(str(output), "all", split=split, download_mode="force_redownload")
+
+
 def rewritten(output: Path, before: dict[str, int]) -> set[str]:
     """Shards written since."""
     return {name for name, at in modification_times(output).items() if name.endswith("parquet") and at != before[name]}
@@ -385,7 +390,7 @@ def test_a_changed_source_rewrites_its_split_and_says_why(
     build.build(str(source), output)
     assert rewritten(output, before) == {f"{config}/validation-00000-of-00001.parquet" for config in ("rgb", "all")}
     assert "validation.h5 has changed" in capsys.readouterr().out
-    loaded = datasets.load_dataset(str(output), "all", split="validation").with_format("numpy")
+    loaded = loaded_anew(output, "validation").with_format("numpy")
     assert loaded[41]["sentinel2"][3, 3, 2] == np.float32(0.5)
 
 
@@ -405,7 +410,7 @@ def test_a_source_that_changes_during_the_build_is_an_error_and_is_read_again(
     assert "testing.h5 was changed while it was read" in capsys.readouterr().err
     monkeypatch.undo()
     assert build.main([str(source), str(output)]) == 0
-    loaded = datasets.load_dataset(str(output), "all", split="test").with_format("numpy")
+    loaded = loaded_anew(output, "test").with_format("numpy")
     assert loaded[7]["sentinel2"][3, 3, 2] == np.float32(0.5)
 
 
@@ -446,7 +451,7 @@ def test_a_change_is_noticed_though_the_record_of_the_sources_is_lost(small_copy
     with h5py.File(source / "training.h5", "r+") as h5:
         h5["sen1"][101, 3, 3, 2] = 0.5  # a row that is not in the fingerprint
     build.build(str(source), output)
-    loaded = datasets.load_dataset(str(output), "all", split="train").with_format("numpy")
+    loaded = loaded_anew(output, "train").with_format("numpy")
     assert loaded[101]["sentinel1"][3, 3, 2] == np.float32(0.5)
 
 
@@ -471,7 +476,7 @@ def test_a_build_killed_after_a_change_still_notices_it(
     monkeypatch.undo()
     assert [path.name for path in calls] == ["manifest.json", "README.md", "sources.json"]
     build.build(str(source), output)
-    loaded = datasets.load_dataset(str(output), "all", split="train").with_format("numpy")
+    loaded = loaded_anew(output, "train").with_format("numpy")
     assert loaded[101]["sentinel1"][3, 3, 2] == np.float32(0.5)
 
 
