@@ -14,7 +14,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -236,14 +235,9 @@ def _results(tasks: Sequence[Task], workers: int) -> Iterator[Result]:
             run = stack.enter_context(executors.processes(workers)).map
         total = sum(task.shard.stop - task.shard.start for task in tasks)
         bar = stack.enter_context(tqdm.tqdm(total=total, unit=" rows", disable=None, dynamic_ncols=True))
-        try:
-            for task, result in zip(tasks, run(check_shard, tasks)):
-                yield result
-                bar.update(task.shard.stop - task.shard.start)
-        except BrokenProcessPool as error:
-            raise CommandError(
-                "a worker process was killed, perhaps for want of memory; try again, with fewer --workers"
-            ) from error
+        for task, result in zip(tasks, run(check_shard, tasks)):
+            yield result
+            bar.update(task.shard.stop - task.shard.start)
 
 
 # ┌────────────┐
