@@ -183,41 +183,70 @@ class SourceFile:
     """An official file: where it is, its size in bytes and its checksums (None where the publishers give none)."""
 
     url: str
-    bytes: int
-    md5: str
+    md5: str | None = None
+    bytes: int | None = None
     sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Edition:
-    """An edition of the dataset: its DOI and its files by split."""
+    """An edition of the dataset: where it is described, and its files by their path in a data folder."""
 
-    doi: str
+    homepage: str
     files: Mapping[str, SourceFile]
 
 
-_TRAINING = (52_006_404_720, "702bc6a9368ebff4542d791e53469244")
-_TRAINING_SHA256 = "06df6c9b8875e37f172ba548f466640293d77ad3be335c2d5dfcba3d35942daf"
-_VALIDATION = (3_559_773_496, "71cfa6795de3e22207229d06d6f8775d")
-_VALIDATION_SHA256 = "cab820b5176a6b5fb35ab423f434e40b073265a7b6317d9f6895a9fa7c0bb285"
-_TUM1 = "ftp://m1454690:m1454690@dataserv.ub.tum.de"  # the public read-only account of edition 1
-_TUM2 = "ftp://m1483140:m1483140@dataserv.ub.tum.de"
+def _edition2(root: str, suffix: str = "") -> dict[str, SourceFile]:
+    """The three files of edition 2, which editions 1 and 4 publish too."""
+    return {
+        "training.h5": SourceFile(
+            f"{root}/training.h5{suffix}",
+            "702bc6a9368ebff4542d791e53469244",
+            52_006_404_720,
+            "06df6c9b8875e37f172ba548f466640293d77ad3be335c2d5dfcba3d35942daf",
+        ),
+        "validation.h5": SourceFile(
+            f"{root}/validation.h5{suffix}",
+            "71cfa6795de3e22207229d06d6f8775d",
+            3_559_773_496,
+            "cab820b5176a6b5fb35ab423f434e40b073265a7b6317d9f6895a9fa7c0bb285",
+        ),
+        # The size follows from the layout: a header of 2,048 bytes and 24,188 rows of 147,592.
+        "testing.h5": SourceFile(f"{root}/testing.h5{suffix}", "e81426102b488623a723beab52b31a8a", 3_569_957_344),
+    }
+
+
+# The FTP accounts are public and read-only: name and password are the number of the edition.
+_TUM = "ftp://{0}:{0}@dataserv.ub.tum.de"
+_TUM3 = _TUM.format("m1613658")
+_HUB4 = "hf://datasets/zhu-xlab/So2Sat-LCZ42/v4"
 
 EDITIONS: Mapping[int, Edition] = {
     1: Edition(
-        doi="10.14459/2018mp1454690",
+        homepage="https://doi.org/10.14459/2018mp1454690",
+        files={name: file for name, file in _edition2(_TUM.format("m1454690")).items() if name != "testing.h5"},
+    ),
+    2: Edition(homepage="https://doi.org/10.14459/2018mp1483140", files=_edition2(_TUM.format("m1483140"))),
+    3: Edition(
+        homepage="https://mediatum.ub.tum.de/1613658",
         files={
-            "train": SourceFile(f"{_TUM1}/training.h5", *_TRAINING, _TRAINING_SHA256),
-            "validation": SourceFile(f"{_TUM1}/validation.h5", *_VALIDATION, _VALIDATION_SHA256),
+            "random/training.h5": SourceFile(f"{_TUM3}/random/training.h5", "94e2e2e667b406c2adf61e113b42204e"),
+            "random/testing.h5": SourceFile(f"{_TUM3}/random/testing.h5", "1e15c425585ce816342d1cd779d453d8"),
+            "block/training.h5": SourceFile(f"{_TUM3}/block/training.h5", "a91d6150e8b059dac86105853f377a11"),
+            "block/testing.h5": SourceFile(f"{_TUM3}/block/testing.h5", "6414af1ec33ace417e879f9c88066d47"),
+            # The training file of this split is edition 2's.
+            "culture_10/testing.h5": SourceFile(f"{_TUM3}/culture_10/testing.h5", "58335ce34ca3a18424e19da84f2832fc"),
         },
     ),
-    2: Edition(
-        doi="10.14459/2018mp1483140",
+    # Published on the Hub alone: edition 2's files, gzipped, and the patches' places.
+    4: Edition(
+        homepage="https://mediatum.ub.tum.de/1836598",
         files={
-            "train": SourceFile(f"{_TUM2}/training.h5", *_TRAINING, _TRAINING_SHA256),
-            "validation": SourceFile(f"{_TUM2}/validation.h5", *_VALIDATION, _VALIDATION_SHA256),
-            # The size follows from the layout: a header of 2,048 bytes and 24,188 rows of 147,592.
-            "test": SourceFile(f"{_TUM2}/testing.h5", 3_569_957_344, "e81426102b488623a723beab52b31a8a"),
+            **_edition2(_HUB4, ".gz"),
+            **{
+                f"{split}_geo.h5": SourceFile(f"{_HUB4}/{split}_geo.h5")
+                for split in ("training", "validation", "testing")
+            },
         },
     ),
 }

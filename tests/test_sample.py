@@ -81,7 +81,7 @@ def test_the_layout_is_that_of_the_official_files(folder: Path) -> None:
 def test_the_data_begin_where_they_do_in_the_official_files(folder: Path) -> None:
     # An official file is 2,048 bytes and 147,592 a row; so2sat.EDITIONS gives the sizes of the real ones.
     rows = sum(so2sat.PATCHES_PER_CLASS["train"])
-    assert so2sat.EDITIONS[2].files["train"].bytes == 2048 + 147_592 * rows
+    assert so2sat.EDITIONS[2].files["training.h5"].bytes == 2048 + 147_592 * rows
     with h5py.File(folder / "training.h5", "r") as h5:
         offsets = [h5[name].id.get_offset() for name in ("sen1", "sen2", "label")]
     assert offsets == [2048, 2048 + 600 * 32 * 32 * 8 * 8, 2048 + 600 * 32 * 32 * 18 * 8]
