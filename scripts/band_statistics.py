@@ -33,13 +33,14 @@ METHOD = (
     " besides that of sampling, within [min, max]."
 )
 
-# The bands of the arrays of every config.
+# The bands of the arrays, by the content of a config.
 BANDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "rgb": {"image": ("red", "green", "blue")},
     "all": {
         "sentinel1": tuple(band.name for band in so2sat.SENTINEL1_BANDS),
         "sentinel2": tuple(band.name for band in so2sat.SENTINEL2_BANDS),
     },
+    "geo": {},
 }
 DTYPES: Mapping[str, str] = {"rgb": "uint8", "all": "float32"}
 
@@ -177,15 +178,16 @@ class ConfigStatistics:
     """Statistics of rows of a config: of a shard, of a split.
 
     Attributes:
+        content: The config's content, "rgb", "all" or "geo".
         patches_per_class: Shape (17,), int64.
         bands: The statistics of every array by its column.
     """
 
-    def __init__(self, config: str) -> None:
-        """Makes the statistics of no rows of a config."""
-        self.config = config
+    def __init__(self, content: str) -> None:
+        """Makes the statistics of no rows of a config with this content."""
+        self.content = content
         self.patches_per_class = np.zeros(len(so2sat.LABELS), np.int64)
-        self.bands = {name: BandStatistics(len(bands), DTYPES[config]) for name, bands in BANDS[config].items()}
+        self.bands = {name: BandStatistics(len(bands), DTYPES[content]) for name, bands in BANDS[content].items()}
 
     def add(self, labels: npt.NDArray[np.int64], blocks: Mapping[str, Block]) -> None:
         """Adds rows.
@@ -208,7 +210,7 @@ class ConfigStatistics:
     def summary(self) -> dict[str, Any]:
         """Makes a JSON object: patches per class by name, and by column a list of bands with names."""
         columns = {
-            column: [{"name": name, **band} for name, band in zip(BANDS[self.config][column], statistics.summary())]
+            column: [{"name": name, **band} for name, band in zip(BANDS[self.content][column], statistics.summary())]
             for column, statistics in self.bands.items()
         }
         patches = dict(zip(so2sat.LABELS, self.patches_per_class.tolist()))
@@ -221,7 +223,7 @@ class ConfigStatistics:
             for column, statistics in self.bands.items()
             for name, array in statistics.to_arrays().items()
         }
-        return {"config": np.array(self.config), "patches_per_class": self.patches_per_class, **arrays}
+        return {"content": np.array(self.content), "patches_per_class": self.patches_per_class, **arrays}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> ConfigStatistics:
@@ -230,7 +232,7 @@ class ConfigStatistics:
         Raises:
             KeyError: An array is missing.
         """
-        result = cls(str(arrays["config"]))
+        result = cls(str(arrays["content"]))
         result.patches_per_class = arrays["patches_per_class"]
         for column in result.bands:
             prefix = f"{column}."

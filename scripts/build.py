@@ -50,13 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     files = ", ".join(so2sat.SOURCE_FILES.values())
-    parser.add_argument("source", metavar="SOURCE", help=f"folder or fsspec URL with {files} (the last is optional)")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help=f"folder or fsspec URL with {files} (the last is optional), …_geo.h5 beside them for geo, and the folders"
+        " random and block of edition 3 for the configs of these names",
+    )
     parser.add_argument(
         "output", metavar="OUTPUT", type=_folder, help="folder: new, empty or a repository built earlier"
     )
-    parser.add_argument("--config", action="append", choices=so2sat.CONFIGS, help="may be repeated (default: all)")
     parser.add_argument(
-        "--image-format", choices=so2sat.IMAGE_FORMATS, default="jpeg", help="for rgb (default: jpeg; png is lossless)"
+        "--config", action="append", choices=so2sat.CONFIGS, help="may be repeated (default: all whose files are there)"
+    )
+    parser.add_argument(
+        "--image-format",
+        choices=so2sat.IMAGE_FORMATS,
+        default="jpeg",
+        help="of images (default: jpeg; png is lossless)",
     )
     parser.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)"
@@ -109,8 +119,8 @@ def build(
     Args:
         source: Folder or fsspec URL with the source files.
         output: Folder of the repository. Configs it already holds stay part of it.
-        configs: Configs to build, all if None.
-        image_format: One of so2sat.IMAGE_FORMATS, for `rgb`.
+        configs: Configs to build; if None, all whose files are there.
+        image_format: One of so2sat.IMAGE_FORMATS.
         workers: Number of worker processes.
         force: Whether to write shards anew that are there already.
         dask: Address of a Dask scheduler to run the work, or "local" for a Dask cluster on this machine.
@@ -124,28 +134,35 @@ def build(
     """
     output = output.expanduser().resolve()
     _check_output(output)
-    sources = so2sat.find_sources(source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source)))
-    print(f"{source}: checking all labels")
-    states = {so2sat.SOURCE_FILES[split]: _state(path) for split, path in sources.items()}
-    records = manifest.describe(sources)
+    folder = source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source))
+    old = manifest.Manifest.load(output)
+    sources = _find_sources(folder, configs, old.configs if old else [])
+    files = source_files(sources)
+    print(f"{source}: checking all labels and places")
+    states = {name: _state(path) for name, path in files.items()}
+    records = manifest.describe(files)
     for name, record in records.items():
         print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
-    with _locked(output), _executor(dask, workers, output, sources) as pool:
-        old = manifest.Manifest.load(output)
+    for config, splits in sources.items():
+        if absent := [split for split in so2sat.CONFIGS["all"].files if split not in splits and config == "geo"]:
+            print(f"  geo has no split {', '.join(absent)}: the file with its places is not there")
+    with _locked(output), _executor(dask, workers, output, files) as pool:
+        if old != manifest.Manifest.load(output):
+            raise CommandError(f"{output}: another build has changed it meanwhile; run the same command again")
         if old and not force:
             _check_sources(output, old, records)
-        asked = configs or list(so2sat.CONFIGS)
+        has_images = any(so2sat.CONFIGS[config].content == "rgb" for config in configs or sources)
         new = manifest.Manifest(
             versions=manifest.current_versions(),
-            image_format=old.image_format if old and "rgb" not in asked else image_format,
+            image_format=image_format if has_images or not old else old.image_format,
             sources=records,
-            configs=[config for config in so2sat.CONFIGS if config in asked or (old and config in old.configs)],
+            configs=list(sources),
         )
         plan = [
             shard
-            for config in new.configs
-            for record in records.values()
-            for shard in layout.plan_shards(config, record.split, record.rows, sources[record.split], new.image_format)
+            for config, splits in sources.items()
+            for split, rows in new.splits(config).items()
+            for shard in layout.plan_shards(config, split, rows, splits[split], new.image_format)
         ]
         if old and not force:
             new.shards = _kept_shards(pool, output, old, new, plan, states)
@@ -160,15 +177,52 @@ def build(
             ):
                 with layout.replacing(output / name) as file:
                     file.write(text.encode())
-            for path in stale:
-                print(f"{path.relative_to(output)} is removed: it is none of the shards that the sources make")
-                path.unlink()
+            for shard_file in stale:
+                print(f"{shard_file.relative_to(output)} is removed: it is none of the shards that the sources make")
+                shard_file.unlink()
             _write(pool, output, new, missing)
-        for name, record in records.items():
-            if _state(sources[record.split]) != states[name]:
+        for name, path in files.items():
+            if _state(path) != states[name]:
                 raise CommandError(f"{source}: {name} was changed while it was read; run the same command again")
         _finish(output, new)
     return new
+
+
+def _find_sources(folder: str, asked: Sequence[str] | None, built: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Finds the source files of the configs to build: by config and split, in the order of so2sat.CONFIGS.
+
+    Args:
+        folder: Folder or fsspec URL.
+        asked: Configs that must be there; if None, all whose files are there.
+        built: Configs that the repository holds, and keeps if their files are there.
+
+    Raises:
+        so2sat.SourceError: A file is missing or not as expected.
+    """
+    sources = {}
+    for config in so2sat.CONFIGS:
+        if not asked or config in asked or config in built:
+            try:
+                sources[config] = so2sat.find_sources(folder, config)
+            except so2sat.AbsentConfigError:
+                if asked and config in asked:
+                    raise
+    if not sources:
+        raise so2sat.MissingSourceError(
+            f"{folder}: no source files, expected {' and '.join(so2sat.SOURCE_FILES.values())}", folder
+        )
+    return sources
+
+
+def source_files(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The path of every source file by its name, those with the places last."""
+    files = {
+        name: path if name == so2sat.CONFIGS[config].files[split] else so2sat.geo_file(path)
+        for config, splits in sources.items()
+        for split, path in splits.items()
+        for name in so2sat.CONFIGS[config].source_files(split)
+    }
+    return dict(sorted(files.items(), key=lambda item: so2sat.is_geo(item[0])))
 
 
 def _check_sources(output: Path, old: manifest.Manifest, records: Mapping[str, manifest.SourceRecord]) -> None:
@@ -200,12 +254,14 @@ def _kept_shards(
     candidates = []
     for shard in plan:
         if shard.name in old.shards:
-            name = so2sat.SOURCE_FILES[shard.split]
+            names = so2sat.CONFIGS[shard.config].source_files(shard.split)
+            changed = [name for name in names if old.sources.get(name) != new.sources[name]]
+            changed += [name for name in names if old_states.get(name) != states[name]]
             if old.versions != new.versions:
                 reason = f"made with {_versions(old.versions)}, now {_versions(new.versions)}"
-            elif old.sources.get(name) != new.sources[name] or old_states.get(name) != states[name]:
-                reason = f"{name} has changed, or its time on the disk has"
-            elif shard.config == "rgb" and old.image_format != new.image_format:
+            elif changed:
+                reason = f"{changed[0]} has changed, or its time on the disk has"
+            elif shard.content == "rgb" and old.image_format != new.image_format:
                 reason = f"image format was {old.image_format}, now {new.image_format}"
             else:
                 candidates.append(shard)
@@ -278,11 +334,11 @@ def _statistics(output: Path, new: manifest.Manifest) -> str:
     result: dict[str, Any] = {}
     for config in new.configs:
         result[config] = {}
-        for source in new.sources.values():
-            merged = ConfigStatistics(config)
-            for name in new.shard_names(config, source.split):
+        for split in new.splits(config):
+            merged = ConfigStatistics(so2sat.CONFIGS[config].content)
+            for name in new.shard_names(config, split):
                 merged.merge(layout.load_statistics(output, new.shards[name]))
-            result[config][source.split] = merged.summary()
+            result[config][split] = merged.summary()
     return json.dumps({"method": METHOD, "configs": result}, indent=1, allow_nan=False) + "\n"
 
 
@@ -346,10 +402,10 @@ def _remove_incomplete(output: Path) -> None:
 
 
 def _executor(
-    dask: str | None, workers: int, output: Path, sources: Mapping[str, str]
+    dask: str | None, workers: int, output: Path, files: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[concurrent.futures.Executor]:
     if dask:
-        return executors.dask_cluster(dask, workers, output, list(sources.values()))
+        return executors.dask_cluster(dask, workers, output, list(files.values()))
     return executors.processes(workers)
 
 

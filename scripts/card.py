@@ -35,11 +35,11 @@ def dataset_infos(manifest: Manifest) -> DatasetInfosDict:
     infos = DatasetInfosDict()
     for config in manifest.configs:
         splits = datasets.SplitDict()
-        for source in manifest.sources.values():
-            shards = manifest.shard_names(config, source.split)
+        for split in manifest.splits(config):
+            shards = manifest.shard_names(config, split)
             splits.add(
                 datasets.SplitInfo(
-                    name=source.split,
+                    name=split,
                     num_bytes=sum(manifest.shards[name].arrow_bytes for name in shards),
                     num_examples=sum(manifest.shards[name].rows for name in shards),
                 )
@@ -70,15 +70,14 @@ def render(manifest: Manifest) -> str:
     for config in manifest.configs:
         configs[config] = {
             "data_files": [
-                {"split": source.split, "path": _glob(manifest, config, source.split)}
-                for source in manifest.sources.values()
+                {"split": split, "path": _glob(manifest, config, split)} for split in manifest.splits(config)
             ]
         }
         if config == so2sat.DEFAULT_CONFIG:
             configs[config]["default"] = True
     configs.to_dataset_card_data(card.data)
     dataset_infos(manifest).to_dataset_card_data(card.data)
-    rows = sum(source.rows for source in manifest.sources.values())
+    rows = max(sum(manifest.splits(config).values()) for config in manifest.configs)
     card.data.size_categories = [next(name for least, name in _SIZE_CATEGORIES if rows >= least)]
     notices = []
     if manifest.synthetic:

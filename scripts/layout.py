@@ -24,15 +24,16 @@ from band_statistics import ConfigStatistics
 
 LAYOUT_VERSION = 1  # raise it when the same input gives other bytes
 
-# Rows of a row group, what a reader fetches at the least: 9 MB of arrays, or about 1.5 MB of images.
-ROW_GROUP_ROWS = {"rgb": 1024, "all": 128}
+# By the content of a config: rows of a row group, what a reader fetches at the least: 9 MB of arrays, about 1.5 MB of
+# images, or 1 MB of places.
+ROW_GROUP_ROWS = {"rgb": 1024, "all": 128, "geo": 16_384}
 
 # A shard is at most this large in memory, the size `datasets` aims at (datasets.config.MAX_SHARD_SIZE) …
 MAX_SHARD_BYTES = 500_000_000
-# … and at most this long, so that small columns too come in enough shards for parallel readers.
-MAX_SHARD_ROWS = 32_768
+# … and at most this long, so that images too come in enough shards for parallel readers.
+MAX_SHARD_ROWS = {"rgb": 32_768, "all": 32_768, "geo": 1 << 20}
 # Bytes a row takes in memory: values and list offsets, or a 32×32 image that did not compress.
-ROW_BYTES = {"rgb": 3_400, "all": 82_300}
+ROW_BYTES = {"rgb": 3_400, "all": 82_300, "geo": 80}
 
 # datasets.config.DEFAULT_CDC_OPTIONS of datasets 5.2: an edited file keeps most of its pages, so of its upload.
 CONTENT_DEFINED_CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
@@ -70,9 +71,18 @@ class Shard:
     image_format: str
 
     @property
+    def content(self) -> str:
+        """Content of its config."""
+        return so2sat.CONFIGS[self.config].content
+
+    @property
     def name(self) -> str:
         """Path inside the repository."""
         return f"{self.config}/{self.split}-{self.index:05d}-of-{self.count:05d}.parquet"
+
+    def open(self) -> contextlib.AbstractContextManager[so2sat.Source]:
+        """Opens what it is made from."""
+        return so2sat.open_source(self.source, geo=self.content == "geo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +101,10 @@ def plan_shards(config: str, split: str, rows: int, source: str, image_format: s
     Their number is the smallest power of two that keeps each within MAX_SHARD_BYTES and MAX_SHARD_ROWS, but never so
     large that one would be empty. Shards end at row group boundaries and differ by at most one row group.
     """
-    group = ROW_GROUP_ROWS[config]
+    content = so2sat.CONFIGS[config].content
+    group = ROW_GROUP_ROWS[content]
     groups = -(-rows // group)
-    largest = min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // ROW_BYTES[config]) // group
+    largest = min(MAX_SHARD_ROWS[content], MAX_SHARD_BYTES // ROW_BYTES[content]) // group
     count = 1
     while -(-groups // count) > largest and 2 * count <= groups:
         count *= 2
@@ -184,8 +195,8 @@ def write_rows(
     Returns:
         Bytes the rows take in memory as Arrow, as `datasets` counts them, and the statistics of the rows.
     """
-    schema = so2sat.features(config).arrow_schema
-    group_rows, arrow_bytes, statistics = ROW_GROUP_ROWS[config], 0, ConfigStatistics(config)
+    schema, content = so2sat.features(config).arrow_schema, so2sat.CONFIGS[config].content
+    group_rows, arrow_bytes, statistics = ROW_GROUP_ROWS[content], 0, ConfigStatistics(content)
     with contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for group in range(start, stop, group_rows):
@@ -240,9 +251,9 @@ def _statistics_path(folder: Path, sha256: str) -> Path:
 
 def bytes_per_row(shard: Shard) -> float:
     """Bytes that a row takes in the shard's file, measured on its first row group."""
-    rows = min(ROW_GROUP_ROWS[shard.config], shard.stop - shard.start)
+    rows = min(ROW_GROUP_ROWS[shard.content], shard.stop - shard.start)
     file = io.BytesIO()
-    with so2sat.open_source(shard.source) as source:
+    with shard.open() as source:
         write_rows(file, source, shard.config, shard.start, shard.start + rows, shard.image_format)
     return len(file.getvalue()) / rows
 
@@ -261,7 +272,7 @@ def write_shard(shard: Shard, folder: Path) -> ShardRecord:
     path = folder / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        with so2sat.open_source(shard.source) as source:
+        with shard.open() as source:
             arrow_bytes, statistics = write_rows(
                 file, source, shard.config, shard.start, shard.stop, shard.image_format
             )

@@ -23,9 +23,8 @@ FINGERPRINT_ROWS = 32
 
 @dataclasses.dataclass(frozen=True)
 class SourceRecord:
-    """A source file: the split it makes, rows, size in bytes, fingerprint, and what it says of itself if synthetic."""
+    """A source file: rows, size in bytes, fingerprint, and what it says of itself if synthetic."""
 
-    split: str
     rows: int
     bytes: int
     fingerprint: str
@@ -39,7 +38,7 @@ class Manifest:
     Attributes:
         versions: Versions of what decides the bytes of a shard.
         image_format: Format of the images of `rgb`, one of so2sat.IMAGE_FORMATS.
-        sources: The source files by name.
+        sources: The source files by their path in the data folder.
         configs: The configs, in the order of so2sat.CONFIGS.
         shards: The finished shards by path.
         statistics_sha256: Checksum of statistics.json, empty until it is written.
@@ -56,6 +55,15 @@ class Manifest:
     def synthetic(self) -> str:
         """What the sources say of themselves if they are synthetic, else an empty string."""
         return " ".join(sorted({source.synthetic for source in self.sources.values()} - {""}))
+
+    def splits(self, config: str) -> dict[str, int]:
+        """The splits of a config whose source files are all there, with their rows."""
+        splits = so2sat.CONFIGS[config]
+        return {
+            split: self.sources[name].rows
+            for split, name in splits.files.items()
+            if all(file in self.sources for file in splits.source_files(split))
+        }
 
     def shard_names(self, config: str, split: str) -> list[str]:
         """The finished shards of a split, in order."""
@@ -115,23 +123,21 @@ def current_versions() -> dict[str, str]:
 
 
 def describe(sources: Mapping[str, str]) -> dict[str, SourceRecord]:
-    """Describes source files, and checks every label on the way.
+    """Describes source files, and checks every label and place on the way.
 
     Args:
-        sources: Path or URL by split.
+        sources: Path or URL by file name.
 
     Returns:
         Their records by file name.
 
     Raises:
-        so2sat.SourceError: One can't be read, or a label is not one-hot.
+        so2sat.SourceError: One can't be read, a label is not one-hot, or a place can't be right.
     """
     records = {}
-    for split, path in sources.items():
-        with so2sat.open_source(path) as source:
-            records[so2sat.SOURCE_FILES[split]] = SourceRecord(
-                split, source.rows, source.bytes, _fingerprint(source), source.synthetic
-            )
+    for name, path in sources.items():
+        with (so2sat.open_geo if so2sat.is_geo(name) else so2sat.open_source)(path) as source:
+            records[name] = SourceRecord(source.rows, source.bytes, _fingerprint(source), source.synthetic)
     return records
 
 
@@ -142,7 +148,15 @@ def _fingerprint(source: so2sat.Source) -> str:
         digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
     step = 1 << 16
     for start in range(0, source.rows, step):
-        digest.update(source.read_labels(start, min(start + step, source.rows)).tobytes())
+        stop = min(start + step, source.rows)
+        if "label" in source.arrays:
+            digest.update(source.read_labels(start, stop).tobytes())
+        else:
+            digest.update(
+                repr([values.tolist() for values in so2sat.read_places(source, start, stop).values()]).encode()
+            )
+    if "label" not in source.arrays:
+        return f"sha256:{digest.hexdigest()}"
     for row in np.unique(np.linspace(0, source.rows - 1, FINGERPRINT_ROWS).astype(int)):
         for name in ("sen1", "sen2"):
             digest.update(source.read(name, row, row + 1).tobytes())

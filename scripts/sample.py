@@ -28,6 +28,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pyproj
 import tqdm
 
 import command
@@ -38,6 +39,9 @@ Integers = npt.NDArray[np.uint32]
 
 DEFAULT_ROWS: Mapping[str, int] = {"train": 2048, "validation": 256, "test": 256}
 ROWS_PER_BLOCK = 64  # what is generated and held in memory at a time: 9 MB of float64
+OPTIONAL_SPLIT = "test"  # edition 1 has none
+CITY_SPREAD = 8_000  # m, standard deviation of the distance from a city's centre in either direction
+GRID = 100  # m, between neighbouring patches of the real data
 HEADER_BYTES = 1 << 14  # more than an HDF5 header and the attribute take
 
 # ┌─────────────┐
@@ -559,7 +563,7 @@ def generate_block(
 
     Returns:
         The arrays of a source file, all float64: `sen1` (rows, 32, 32, 8) in linear units, `sen2` (rows, 32, 32, 10) in
-        reflectance, a multiple of 1/10000, and `label` (rows, 17), one-hot.
+        reflectance, a multiple of 1/10000, and `label` (rows, 17), one-hot; besides, `city` (rows,), int64.
     """
     city = rng.choice(CITIES[split], len(labels))
     scenes = np.empty((len(labels), BANDS + 2, so2sat.PATCH_SIZE, so2sat.PATCH_SIZE), np.float32)
@@ -573,7 +577,37 @@ def generate_block(
         "sen1": _sentinel1(scenes[:, BANDS:], scatterers, rng),
         "sen2": _sentinel2(scenes[:, :BANDS] * light[:, :, None, None], cities.haze[city] * HAZE, rng),
         "label": np.eye(len(so2sat.LABELS))[labels],
+        "city": city,
     }
+
+
+def generate_places(
+    cities: npt.NDArray[np.int64], split: str, rng: np.random.Generator
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Invents where patches are: around the centre of their city, in validation in its west, in test in its east.
+
+    Args:
+        cities: Index of every patch's city, shape (rows,).
+        split: Split that the patches are of.
+        rng: Source of chance.
+
+    Returns:
+        The arrays of a file with places: `epsg` (rows, 1), int32, `tfw` (rows, 6), float64, and `city` (rows, 1), text.
+    """
+    steps = np.rint(rng.normal(0, CITY_SPREAD / GRID, (len(cities), 2)))
+    if split != "train":
+        steps[:, 0] = np.abs(steps[:, 0]) * (-1 if split == "validation" else 1)
+    names = np.array([*so2sat.CITIES], "S16")
+    codes = np.array([city.epsg for city in so2sat.CITIES.values()], np.int32)
+    centres = np.array(
+        [
+            pyproj.Transformer.from_crs(4326, city.epsg, always_xy=True).transform(city.longitude, city.latitude)
+            for city in so2sat.CITIES.values()
+        ]
+    )
+    tfw = np.tile([so2sat.PIXEL_SIZE, 0.0, 0.0, -so2sat.PIXEL_SIZE, 0.0, 0.0], (len(cities), 1))
+    tfw[:, 4:] = np.rint(centres[cities] / GRID) * GRID + steps * GRID
+    return {"epsg": codes[cities, None], "tfw": tfw, "city": names[cities, None]}
 
 
 def _light(rng: np.random.Generator, rows: int, spread: float, tilt: float) -> Floats:
@@ -736,7 +770,7 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[Path]:
-    """Writes synthetic source files in the layout of the official ones, all of them or none.
+    """Writes synthetic source files and their places in the layout of the official ones, all of them or none.
 
     Every file says in its root attribute `synthetic` what it is.
 
@@ -746,7 +780,7 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
         seed: The same seed and rows give the same bytes, with the same versions of NumPy and HDF5 on a like processor.
 
     Returns:
-        The files, in the order train, validation, test.
+        The files, in the order train, validation, test, each before the one with its places.
 
     Raises:
         command.CommandError: Too few rows, too little space, or one of the files is there already and not synthetic.
@@ -760,10 +794,12 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
     paths = {split: folder / name for split, name in so2sat.SOURCE_FILES.items()}
     for path in paths.values():
         _check_replaceable(path)
+        _check_replaceable(path.with_name(so2sat.geo_file(path.name)))
     _check_space(folder, sum(size_in_bytes(count) for count in rows.values() if count))
 
     # One name for all runs, so that the next one replaces what a killed one left.
-    written = {path: path.with_name(f".{path.name}.incomplete") for split, path in paths.items() if rows[split]}
+    names = [name for split, path in paths.items() if rows[split] for name in (path.name, so2sat.geo_file(path.name))]
+    written = {folder / name: folder / f".{name}.incomplete" for name in names}
     try:
         with (
             _interrupts_held_back() as check_interrupt,
@@ -771,14 +807,16 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
         ):
             for split, path in paths.items():
                 if path in written:
-                    for count in _write_file(written[path], split, rows[split], seed):
+                    geo = written[path.with_name(so2sat.geo_file(path.name))]
+                    for count in _write_files(written[path], geo, split, rows[split], seed):
                         progress.update(count)
                         check_interrupt()
+            for path, temporary in written.items():
+                temporary.replace(path)
             for path in paths.values():
-                if path in written:
-                    written[path].replace(path)
-                else:
-                    path.unlink(missing_ok=True)  # of an earlier sample with this split: it would not fit the others
+                if path not in written:  # of an earlier sample with this split: it would not fit the others
+                    path.unlink(missing_ok=True)
+                    path.with_name(so2sat.geo_file(path.name)).unlink(missing_ok=True)
     finally:
         for temporary in written.values():
             temporary.unlink(missing_ok=True)
@@ -786,14 +824,15 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
 
 
 def size_in_bytes(rows: int) -> int:
-    """Size of a file with so many rows, at most."""
-    return HEADER_BYTES + rows * 8 * sum(math.prod(shape) for shape in so2sat.SOURCE_SHAPES.values())
+    """Size of a file with so many rows, and of that with their places, at most."""
+    geo = 4 + 6 * 8 + 16
+    return 2 * HEADER_BYTES + rows * (geo + 8 * sum(math.prod(shape) for shape in so2sat.SOURCE_SHAPES.values()))
 
 
 def _check_rows(rows: Mapping[str, int]) -> None:
     for split, count in rows.items():
-        if count < len(so2sat.LABELS) and not (count == 0 and split in so2sat.OPTIONAL_SPLITS):
-            leave_out = " (or 0 to leave it out)" if split in so2sat.OPTIONAL_SPLITS else ""
+        if count < len(so2sat.LABELS) and not (count == 0 and split == OPTIONAL_SPLIT):
+            leave_out = " (or 0 to leave it out)" if split == OPTIONAL_SPLIT else ""
             raise command.CommandError(
                 f"{count} rows for {split}, expected at least {len(so2sat.LABELS)}{leave_out}: no class may be empty"
             )
@@ -802,7 +841,8 @@ def _check_rows(rows: Mapping[str, int]) -> None:
 def _check_replaceable(path: Path) -> None:
     if not os.path.lexists(path):
         return
-    with contextlib.suppress(so2sat.SourceError), so2sat.open_source(str(path)) as source:
+    open_file = so2sat.open_geo if so2sat.is_geo(path.name) else so2sat.open_source
+    with contextlib.suppress(so2sat.SourceError), open_file(str(path)) as source:
         if source.synthetic:
             return
     raise command.CommandError(f"{path} is there already and is not synthetic, left as it is; choose another folder")
@@ -837,8 +877,10 @@ def _interrupts_held_back() -> Iterator[Callable[[], None]]:
             signal.signal(signal.SIGINT, before)
 
 
-def _write_file(path: Path, split: str, rows: int, seed: int) -> Iterator[int]:
-    """Writes a file block by block and yields the number of rows after each."""
+def _write_files(path: Path, geo: Path, split: str, rows: int, seed: int) -> Iterator[int]:
+    """Writes a file block by block, yields the number of rows after each, and writes the file with the places."""
+    synthetic = f"generated by scripts/sample.py (seed {seed}); not measured data"
+    cities = []
     with h5py.File(path, "w") as h5:
         arrays = {name: h5.create_dataset(name, (rows, *shape), "<f8") for name, shape in so2sat.SOURCE_SHAPES.items()}
         start = 0
@@ -846,10 +888,16 @@ def _write_file(path: Path, split: str, rows: int, seed: int) -> Iterator[int]:
             stop = start + len(block["label"])
             for name, array in arrays.items():
                 array[start:stop] = block[name]
+            cities.append(block["city"])
             yield stop - start
             start = stop
         # Last, so that the data begin at the same byte as in the official files.
-        h5.attrs["synthetic"] = f"generated by scripts/sample.py (seed {seed}); not measured data"
+        h5.attrs["synthetic"] = synthetic
+    number = 1 + list(so2sat.SOURCE_FILES).index(split)
+    with h5py.File(geo, "w") as h5:
+        for name, values in generate_places(np.concatenate(cities), split, _generator(seed, 10 + number)).items():
+            h5[name] = values
+        h5.attrs["synthetic"] = synthetic
 
 
 # ┌────────────────┐
@@ -876,9 +924,11 @@ _EXAMPLES = """\
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     parser = command.parser(_DESCRIPTION, _EXAMPLES)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder for training.h5, validation.h5, testing.h5")
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, help="folder for training.h5, validation.h5, testing.h5, and …_geo.h5"
+    )
     for split, rows in DEFAULT_ROWS.items():
-        leave_out = ", or 0 for no file" if split in so2sat.OPTIONAL_SPLITS else ""
+        leave_out = ", or 0 for no file" if split == OPTIONAL_SPLIT else ""
         text = f"rows of the {split} split, at least {len(so2sat.LABELS)}{leave_out} (default: %(default)s)"
         parser.add_argument(f"--{split}", metavar="ROWS", type=int, default=rows, help=text)
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")

@@ -198,7 +198,7 @@ def verify(
                 announce(finding)
 
     files = _files(repository)
-    sources = so2sat.find_sources(source) if source else {}
+    sources = _find_sources(source, built) if source else {}
     plan = _plan(built, sources)
     note(_manifest_findings(built))
     if (repository / card.NAME).is_file() and (repository / card.NAME).read_bytes() == card.INCOMPLETE.encode():
@@ -222,7 +222,7 @@ def verify(
         counts[shard.config, shard.split].append(result.class_counts)
     for (config, split), of_shards in counts.items():
         known = [count for count in of_shards if count is not None]
-        if len(known) == len(of_shards) and not built.sources[so2sat.SOURCE_FILES[split]].synthetic:
+        if len(known) == len(of_shards) and not built.synthetic:
             note(_class_findings(config, split, np.sum(known, axis=0)))
     return report
 
@@ -254,21 +254,21 @@ def _load_manifest(repository: Path) -> manifest.Manifest:
     return built
 
 
-def _sound_sources(built: manifest.Manifest) -> Iterator[manifest.SourceRecord]:
-    for name, record in built.sources.items():
-        if so2sat.SOURCE_FILES.get(record.split) == name and 1 <= record.rows <= MAX_SOURCE_ROWS:
-            yield record
+def _find_sources(folder: str, built: manifest.Manifest) -> dict[str, dict[str, str]]:
+    """The source files of the repository's configs, by config and split."""
+    return {config: so2sat.find_sources(folder, config) for config in so2sat.CONFIGS if config in built.configs}
 
 
-def _plan(built: manifest.Manifest, sources: Mapping[str, str]) -> list[layout.Shard]:
+def _plan(built: manifest.Manifest, sources: Mapping[str, Mapping[str, str]]) -> list[layout.Shard]:
     """The shards that a repository with this manifest must have."""
     image_format = built.image_format if built.image_format in so2sat.IMAGE_FORMATS else "jpeg"
     return [
         shard
         for config in so2sat.CONFIGS
         if config in built.configs
-        for record in _sound_sources(built)
-        for shard in layout.plan_shards(config, record.split, record.rows, sources.get(record.split, ""), image_format)
+        for split, rows in built.splits(config).items()
+        if 1 <= rows <= MAX_SOURCE_ROWS
+        for shard in layout.plan_shards(config, split, rows, sources.get(config, {}).get(split, ""), image_format)
     ]
 
 
@@ -288,16 +288,21 @@ def _manifest_findings(built: manifest.Manifest) -> Iterator[Finding]:
         yield Finding(
             manifest.NAME, f"image_format {built.image_format!r}, expected one of {_few(so2sat.IMAGE_FORMATS)}"
         )
-    sound = [*_sound_sources(built)]
+    splits = {
+        (config, split): so2sat.CONFIGS[config].source_files(split)
+        for config in so2sat.CONFIGS
+        if config in built.configs
+        for split in so2sat.CONFIGS[config].files
+    }
+    known = {name for names in splits.values() for name in names}
     for name, record in built.sources.items():
-        if record not in sound:
-            yield Finding(
-                manifest.NAME,
-                f"source {name} of split '{record.split}' with {record.rows:,} rows, expected a file of So2Sat",
-            )
-    for split, name in so2sat.SOURCE_FILES.items():
-        if name not in built.sources and split not in so2sat.OPTIONAL_SPLITS:
-            yield Finding(manifest.NAME, f"no source {name}, expected one for split '{split}'")
+        if name not in known or not 1 <= record.rows <= MAX_SOURCE_ROWS:
+            yield Finding(manifest.NAME, f"source {name} with {record.rows:,} rows, expected a file of its configs")
+    for config in built.configs:
+        if config in so2sat.CONFIGS and not built.splits(config):
+            yield Finding(manifest.NAME, f"no sources of config '{config}', expected at least one split")
+    for name in sorted(known - {*built.sources} - {*so2sat.OPTIONAL_FILES}):
+        yield Finding(manifest.NAME, f"no source {name}, expected it as one of its configs")
 
 
 def _shard_list_findings(built: manifest.Manifest, plan: Sequence[layout.Shard]) -> Iterator[Finding]:
@@ -314,24 +319,24 @@ def _shard_list_findings(built: manifest.Manifest, plan: Sequence[layout.Shard])
             yield Finding(manifest.NAME, f"{name} has {built.shards[name].rows:,} rows, expected {rows:,}")
 
 
-def _source_findings(built: manifest.Manifest, sources: Mapping[str, str]) -> Iterator[Finding]:
+def _source_findings(built: manifest.Manifest, sources: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
     """Whether the files to compare with are those that the repository was made from."""
-    made_from = {record.split: record for record in built.sources.values()}
-    for split in so2sat.SOURCE_FILES:
-        if split in sources and split not in made_from:
-            yield Finding(sources[split], f"not in the repository, expected its rows as split '{split}'")
-        elif split in made_from and split not in sources:
-            yield Finding(so2sat.SOURCE_FILES[split], f"not in the source, expected it for split '{split}'")
-    for found in manifest.describe({split: path for split, path in sources.items() if split in made_from}).values():
-        expected = made_from[found.split]
+    files = build.source_files(sources)
+    for name in sorted({*files} - {*built.sources}):
+        yield Finding(files[name], f"not in the repository, expected its rows as a split of {_few(sources)}")
+    for name in sorted({*built.sources} - {*files}):
+        yield Finding(name, "not in the source, expected it: the repository was made from it")
+    common = {name: path for name, path in files.items() if name in built.sources}
+    for name, found in manifest.describe(common).items():
+        expected = built.sources[name]
         if found.rows != expected.rows:
             yield Finding(
-                sources[found.split],
+                files[name],
                 f"{found.rows:,} rows, expected the file with {expected.rows:,} that the repository was made from",
             )
         elif found.fingerprint != expected.fingerprint:
             yield Finding(
-                sources[found.split],
+                files[name],
                 f"fingerprint {_short(found.fingerprint, 24)}, expected {_short(expected.fingerprint, 24)}: not the"
                 " file that the repository was made from",
             )
@@ -339,7 +344,8 @@ def _source_findings(built: manifest.Manifest, sources: Mapping[str, str]) -> It
 
 def _class_findings(config: str, split: str, found: npt.NDArray[np.int64]) -> Iterator[Finding]:
     expected = so2sat.PATCHES_PER_CLASS[split]
-    if found.sum() != sum(expected):  # a part of the data, whose counts nobody published
+    # Nobody published the counts of a part of the data, or of edition 3's splits.
+    if found.sum() != sum(expected) or so2sat.CONFIGS[config].files != so2sat.SOURCE_FILES:
         return
     wrong = [
         f"{found[index]:,} of {name} (expected {expected[index]:,})"
@@ -634,7 +640,7 @@ def _check_content(task: Task, file: pq.ParquetFile, problems: _Problems) -> Res
     if total != task.shard.stop - task.shard.start:
         problems.add(f"{total:,} rows, expected {task.shard.stop - task.shard.start:,}")
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-    size = layout.ROW_GROUP_ROWS[task.shard.config]
+    size = layout.ROW_GROUP_ROWS[task.shard.content]
     for group, found in enumerate(sizes):
         expected = min(size, max(0, total - group * size))
         if found != expected:
@@ -661,7 +667,7 @@ def _open_source(task: Task, stack: contextlib.ExitStack, problems: _Problems) -
     if not task.shard.source or task.rows == []:
         return None
     try:
-        return stack.enter_context(so2sat.open_source(task.shard.source))
+        return stack.enter_context(task.shard.open())
     except so2sat.SourceError as error:
         problems.add(f"can't be compared ({error}), expected a sound source")
         return None
@@ -775,8 +781,10 @@ def _compare_block(
                     _compare_labels(found, columns[name], source.path, first, problems)
                 elif name == "image":
                     _compare_images(task, found, columns[name], source.path, first, problems)
-                elif name != "sample_id":  # which every row was checked for
+                elif isinstance(found, pa.ExtensionArray):
                     _compare_floats(name, found, columns[name], source.path, first, problems)
+                elif name != "sample_id":  # which every row was checked for
+                    _compare_values(name, found, columns[name], first, problems)
             if set(block) == set(columns):  # a row with a damaged column was not compared
                 compared += last - first
     return compared
@@ -787,6 +795,14 @@ def _compare_labels(found: pa.Array, expected: npt.NDArray[np.int64], path: str,
         at = wrong[0]
         what = f"row {row + at} has label {found[at]}, expected {expected[at]} as in {path}"
         problems.add(what, "label against source", wrong.size)
+
+
+def _compare_values(name: str, found: pa.Array, expected: npt.NDArray[Any], row: int, problems: _Problems) -> None:
+    for at, (value, other) in enumerate(zip(found.to_pylist(), expected.tolist())):
+        if value != other:
+            problems.add(
+                f"row {row + at} has {name} {value}, expected {other} as in the source", f"{name} against source"
+            )
 
 
 def _compare_images(
