@@ -184,7 +184,7 @@ def build(
         for name, path in files.items():
             if _state(path) != states[name]:
                 raise CommandError(f"{source}: {name} was changed while it was read; run the same command again")
-        _finish(output, new)
+        _finish(output, old, new)
     return new
 
 
@@ -308,18 +308,24 @@ def _write(
         print(f"wrote {len(missing)} shards, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
 
 
-def _finish(output: Path, new: manifest.Manifest) -> None:
+def _finish(output: Path, old: manifest.Manifest | None, new: manifest.Manifest) -> None:
     """Writes what comes of all shards together, the card last, and reports."""
-    statistics = _statistics(output, new).encode()
-    new.statistics_sha256 = hashlib.sha256(statistics).hexdigest()
-    files = {STATISTICS_NAME: statistics, manifest.NAME: new.to_json(), card.NAME: card.render(new).encode()}
+    statistics = _statistics(output, new)
+    text = json.dumps({"method": METHOD, "configs": statistics}, indent=1, allow_nan=False) + "\n"
+    files = _pictures(output, old, new) or card.pictures(output, new, statistics)
+    files[STATISTICS_NAME] = text.encode()
+    new.files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    files |= {manifest.NAME: new.to_json(), card.NAME: card.render(new, statistics).encode()}
     is_new = False
     for name, content in files.items():
         path = output / name
         if not path.is_file() or path.read_bytes() != content:
             is_new = True
+            path.parent.mkdir(exist_ok=True)
             with layout.replacing(path) as file:
                 file.write(content)
+    for name in {*card.PICTURES} - {*files}:
+        (output / name).unlink(missing_ok=True)  # a picture of what is no more
     layout.remove_statistics_of_others(output, new.shards.values())
     rows = sum(record.rows for record in new.shards.values())
     size = sum(record.bytes for record in new.shards.values())
@@ -329,8 +335,17 @@ def _finish(output: Path, new: manifest.Manifest) -> None:
     )
 
 
-def _statistics(output: Path, new: manifest.Manifest) -> str:
-    """Statistics of every config and split as JSON, merged in the order of the shards."""
+def _pictures(output: Path, old: manifest.Manifest | None, new: manifest.Manifest) -> dict[str, bytes]:
+    """The pictures of an earlier build of the same shards, empty if there are none that are right."""
+    if old is None or old.shards != new.shards or old.synthetic != new.synthetic:
+        return {}
+    found = {name: (output / name).read_bytes() for name in card.PICTURES if (output / name).is_file()}
+    known = {name: sha256 for name, sha256 in old.files.items() if name in card.PICTURES}
+    return found if known == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()} else {}
+
+
+def _statistics(output: Path, new: manifest.Manifest) -> dict[str, Any]:
+    """Statistics of every config and split, merged in the order of the shards."""
     result: dict[str, Any] = {}
     for config in new.configs:
         result[config] = {}
@@ -339,7 +354,7 @@ def _statistics(output: Path, new: manifest.Manifest) -> str:
             for name in new.shard_names(config, split):
                 merged.merge(layout.load_statistics(output, new.shards[name]))
             result[config][split] = merged.summary()
-    return json.dumps({"method": METHOD, "configs": result}, indent=1, allow_nan=False) + "\n"
+    return result
 
 
 def _as_completed(futures: Mapping[concurrent.futures.Future[Any], layout.Shard], label: str) -> Iterator[Any]:

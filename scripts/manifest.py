@@ -41,7 +41,7 @@ class Manifest:
         sources: The source files by their path in the data folder.
         configs: The configs, in the order of so2sat.CONFIGS.
         shards: The finished shards by path.
-        statistics_sha256: Checksum of statistics.json, empty until it is written.
+        files: SHA-256 of every file of a complete repository besides shards, manifest and card, by path.
     """
 
     versions: dict[str, str]
@@ -49,7 +49,7 @@ class Manifest:
     sources: dict[str, SourceRecord]
     configs: list[str]
     shards: dict[str, layout.ShardRecord] = dataclasses.field(default_factory=dict)
-    statistics_sha256: str = ""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def synthetic(self) -> str:
@@ -100,7 +100,7 @@ class Manifest:
                 sources={name: SourceRecord(**record) for name, record in fields["sources"].items()},
                 configs=list(fields["configs"]),
                 shards={name: layout.ShardRecord(**record) for name, record in fields["shards"].items()},
-                statistics_sha256=str(fields["statistics_sha256"]),
+                files={name: str(sha256) for name, sha256 in fields["files"].items()},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CommandError(

@@ -45,9 +45,9 @@ EXAMPLES = """\
   python scripts/verify.py build/so2sat --json                        for machines
 """
 
-# What may be in a repository besides its shards. Folders: of the card, of the build, of Git, of huggingface_hub.
-OTHER_FILES = {card.NAME, manifest.NAME, build.STATISTICS_NAME, ".gitattributes"}
-OTHER_FOLDERS = {"assets", layout.STATE_FOLDER, ".git", ".cache"}
+# What may be in a repository besides what its manifest lists. Folders: of the build, of Git, of huggingface_hub.
+OTHER_FILES = {card.NAME, manifest.NAME, ".gitattributes"}
+OTHER_FOLDERS = {layout.STATE_FOLDER, ".git", ".cache"}
 
 MAX_SOURCE_ROWS = 10_000_000  # more is a slip of the pen, and would make a plan of very many shards
 MIN_PSNR = 40.0  # dB between an image and what another version of Pillow makes of the same pixels
@@ -207,9 +207,10 @@ def verify(
         note([Finding(card.NAME, f"the build is incomplete, {len(plan)} of {planned} shards are there, expected all")])
     else:
         note(_shard_list_findings(built, plan))
+        note(_file_findings(repository, built))
         note(_card_findings(repository, built, plan, files))
-        note(_statistics_findings(repository, built))
-        note(_stray_findings(repository, files, {*built.shards, *(shard.name for shard in plan)}))
+        note(_published_findings(repository, built))
+        note(_stray_findings(repository, files, {*built.files, *built.shards, *(shard.name for shard in plan)}))
     if sources:
         note(_source_findings(built, sources))
     tasks = _tasks(repository, built, plan, sample, seed)
@@ -367,27 +368,38 @@ def _files(repository: Path) -> list[str]:
     return sorted(path.as_posix() for path in paths if path.parts[0] not in OTHER_FOLDERS)
 
 
-def _statistics_findings(repository: Path, built: manifest.Manifest) -> Iterator[Finding]:
+def _file_findings(repository: Path, built: manifest.Manifest) -> Iterator[Finding]:
+    """Whether the files besides shards, card and manifest are those that the manifest tells of."""
+    if build.STATISTICS_NAME not in built.files:
+        yield Finding(manifest.NAME, f"does not list {build.STATISTICS_NAME}, expected the statistics of the shards")
+    for name, expected in built.files.items():
+        path = repository / name
+        if not path.is_file():
+            yield Finding(name, f"missing, expected it as {manifest.NAME} lists it")
+        elif (found := hashlib.sha256(path.read_bytes()).hexdigest()) != expected:
+            yield Finding(name, f"sha256 {_short(found, 16)}, expected {_short(expected, 16)}")
+
+
+def _statistics(repository: Path, built: manifest.Manifest) -> card.Statistics | None:
+    """The statistics of every config and split, if they are those that the manifest tells of."""
     path = repository / build.STATISTICS_NAME
     if not path.is_file():
-        yield Finding(path.name, "missing, expected the statistics of the shards")
-        return
-    found, expected = hashlib.sha256(path.read_bytes()).hexdigest(), built.statistics_sha256
-    if found != expected:
-        yield Finding(
-            path.name, f"sha256 {_short(found, 16)}, expected {_short(expected, 16) or 'one in the manifest'}"
-        )
-        return
-    yield from _published_findings(repository, built)
+        return None
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != built.files.get(path.name):
+        return None
+    configs: card.Statistics = json.loads(content)["configs"]
+    return configs
 
 
 def _published_findings(repository: Path, built: manifest.Manifest) -> Iterator[Finding]:
     """Whether the statistics of the full training split are those that were published of it."""
     source = built.sources.get(so2sat.SOURCE_FILES["train"])
     full = sum(so2sat.PATCHES_PER_CLASS["train"])
-    if source is None or source.rows != full or source.synthetic or "all" not in built.configs:
+    statistics = _statistics(repository, built)
+    if source is None or source.rows != full or source.synthetic or not statistics or "all" not in statistics:
         return
-    columns = json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]["all"]["train"]["bands"]
+    columns = statistics["all"]["train"]["bands"]
     for column, bands in (("sentinel1", so2sat.SENTINEL1_BANDS), ("sentinel2", so2sat.SENTINEL2_BANDS)):
         for band, found in zip(bands, columns[column]):
             for name, expected in (("mean", band.mean), ("std", band.std)):
@@ -436,11 +448,15 @@ def _card_findings(
     except Exception as error:  # whatever somebody wrote there
         yield Finding(card.NAME, f"can't be read as a dataset card ({_one_line(error)}), expected Markdown with YAML")
         return
-    expected = DatasetCard(card.render(built))
+    statistics = _statistics(repository, built)
+    if statistics is None:  # which is told
+        return
+    rendered = card.render(built, statistics)
+    expected = DatasetCard(rendered)
     differences = [*_differences(_metadata(found), _metadata(expected))]
     differences += _first_difference("text", found.text, expected.text)
     if not differences:
-        differences += _first_difference("spelling", text, card.render(built))
+        differences += _first_difference("spelling", text, rendered)
     yield from (Finding(card.NAME, difference) for difference in differences[:MAX_DIFFERENCES])
     if len(differences) > MAX_DIFFERENCES:
         more = len(differences) - MAX_DIFFERENCES
