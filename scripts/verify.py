@@ -200,17 +200,9 @@ def verify(
     files = _files(repository)
     sources = _find_sources(source, built) if source else {}
     plan = _plan(built, sources)
-    note(_manifest_findings(built))
-    if (repository / card.NAME).is_file() and (repository / card.NAME).read_bytes() == card.INCOMPLETE.encode():
-        planned = len(plan)
+    note(repository_findings(repository, built))
+    if _is_incomplete(repository):
         plan = [shard for shard in plan if shard.name in built.shards and shard.name in files]
-        note([Finding(card.NAME, f"the build is incomplete, {len(plan)} of {planned} shards are there, expected all")])
-    else:
-        note(_shard_list_findings(built, plan))
-        note(_file_findings(repository, built))
-        note(_card_findings(repository, built, plan, files))
-        note(_published_findings(repository, built))
-        note(_stray_findings(repository, files, {*built.files, *built.shards, *(shard.name for shard in plan)}))
     if sources:
         note(_source_findings(built, sources))
     tasks = _tasks(repository, built, plan, sample, seed)
@@ -226,6 +218,34 @@ def verify(
         if len(known) == len(of_shards) and not built.synthetic:
             note(_class_findings(config, split, np.sum(known, axis=0)))
     return report
+
+
+def repository_findings(repository: Path, built: manifest.Manifest) -> Iterator[Finding]:
+    """Checks all of a repository but what is in its shards: manifest, card, other files, names.
+
+    Args:
+        repository: Its folder.
+        built: Its manifest.
+
+    Yields:
+        What is wrong.
+    """
+    files, plan = _files(repository), _plan(built, {})
+    yield from _manifest_findings(built)
+    if _is_incomplete(repository):
+        done = sum(shard.name in built.shards and shard.name in files for shard in plan)
+        yield Finding(card.NAME, f"the build is incomplete, {done} of {len(plan)} shards are there, expected all")
+        return
+    yield from _shard_list_findings(built, plan)
+    yield from _file_findings(repository, built)
+    yield from _card_findings(repository, built, plan, files)
+    yield from _published_findings(repository, built)
+    yield from _stray_findings(repository, files, {*built.files, *built.shards, *(shard.name for shard in plan)})
+
+
+def _is_incomplete(repository: Path) -> bool:
+    path = repository / card.NAME
+    return path.is_file() and path.read_bytes() == card.INCOMPLETE.encode()
 
 
 def _results(tasks: Sequence[Task], workers: int) -> Iterator[Result]:
