@@ -23,6 +23,11 @@ lint: .venv/test
 dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
 	$(BIN)/python scripts/dataset_infos.py $@
 
+# The front page's pictures.
+assets: so2sat.py scripts/figures.py scripts/sample.py .venv/demo
+	$(BIN)/python scripts/figures.py $@
+	touch $@
+
 clean:
 	rm -rf build .venv
 
@@ -30,9 +35,9 @@ clean:
 .venv/demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[figures]'
+	$(PIP) --editable '.[scripts]'
 	touch $@
 
 .venv/test: pyproject.toml .venv/demo
-	$(PIP) --editable '.[figures,http,test]'
+	$(PIP) --editable '.[scripts,http,test]'
 	touch $@

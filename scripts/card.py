@@ -199,7 +199,7 @@ def band_table(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                 band = meanings[column][index]
                 cells = (band.name, band.meaning, band.unit, f"{band.wavelength or ''}")
             rows.append((f"`{column}`", str(index), *cells, _number(summary["mean"]), _number(summary["std"])))
-    header = ("array", "index", "band", "meaning", "unit", "nm", "mean (train)", "std (train)")
+    header = ("array", "index", "band", "meaning", "unit", "nm", "mean", "std")
     return _table(["---", "---:", "---", "---", "---", "---:", "---:", "---:"], header, *rows)
 
 
