@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,12 +206,12 @@ def band_table(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def constants(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Python code with mean and standard deviation of every band, by array."""
-    lines = [
-        f"{column.upper()}_{name.upper()} = [{', '.join(_number(summary[name]) for summary in summaries)}]\n"
-        for column, summaries in bands.items()
-        for name in ("mean", "std")
-    ]
-    return f"```python\n{''.join(lines)}```\n"
+    lines = []
+    for column, summaries in bands.items():
+        for name in ("mean", "std"):
+            numbers = textwrap.fill(", ".join(_number(summary[name]) for summary in summaries), 88)
+            lines += [f"{column.upper()}_{name.upper()} = [", textwrap.indent(numbers + ",", "    "), "]"]
+    return "\n".join(["```python", *lines, "```", ""])
 
 
 def _number(value: float | None) -> str:
