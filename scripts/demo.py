@@ -79,7 +79,7 @@ def _describe(example: dict[str, Any]) -> str:
     for name, value in example.items():
         if name == "label":
             parts.append(f"label={value} (LCZ {so2sat.LCZ_CODES[value]}, {so2sat.LABELS[value]})")
-        elif isinstance(value, int):
+        elif isinstance(value, (int, float, str)):
             parts.append(f"{name}={value}")
         elif hasattr(value, "size") and hasattr(value, "mode"):
             parts.append(f"{name}={value.mode} image of {value.size[0]}×{value.size[1]} pixels")
