@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import datetime
 import ftplib
+import functools
 import hashlib
-import http.client
 import json
 import os
 import posixpath
@@ -16,16 +16,15 @@ import shutil
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import filelock
 import h5py
+import httpx2
 import huggingface_hub.constants
 import tqdm
 
@@ -84,23 +83,21 @@ def download(folder: Path, edition: int = 2, splits: Sequence[str] | None = None
     Raises:
         CommandError: A file can't be had or is not what it must be; the message says what to do.
     """
-    files = _select(edition, splits, source)
     folder = folder.expanduser()
+    parts = [Part(folder, name, file) for name, file in _select(edition, splits, source).items()]
     folder.mkdir(parents=True, exist_ok=True)
     _say(f"So2Sat LCZ42, edition {edition} ({so2sat.EDITIONS[edition].homepage}) → {folder}")
     if edition == 3 and (not splits or "train" in splits):
         _say("culture_10/training.h5 is edition 2's training.h5; to fetch that: --edition 2 --split train")
     with _locked(folder):
-        remotes = {}
-        for name, file in files.items():
-            if not _is_there(folder, name, file):
-                remotes[name] = _persist(name, lambda file=file: _describe(file))
-        _check_space(folder, files, remotes)
-        for name, remote in remotes.items():
-            _say(f"{name}: {_size(remote.size)}{', gzipped,' * remote.gzipped} from {_shown(remote.url)}")
-            _fetch(folder, name, files[name])
-    size = sum((folder / name).stat().st_size for name in files)
-    _say(f"{folder}: edition {edition}, {len(files)} files, {size:,} bytes, all verified")
+        missing = [part for part in parts if not _is_there(part)]
+        for part in missing:
+            part.remote = _persist(part, functools.partial(_describe, part.file))
+        _check_space(folder, missing)
+        for part in missing:
+            _fetch(part)
+    size = sum(part.target.stat().st_size for part in parts)
+    _say(f"{folder}: edition {edition}, {len(parts)} files, {size:,} bytes, all verified")
 
 
 def _select(edition: int, splits: Sequence[str] | None, source: str | None) -> dict[str, so2sat.SourceFile]:
@@ -119,11 +116,6 @@ def _select(edition: int, splits: Sequence[str] | None, source: str | None) -> d
     return {name: so2sat.EDITIONS[4 if source == "hub" else edition].files[name] for name in names}
 
 
-# ┌─────────┐
-# │  Files  │
-# └─────────┘
-
-
 class Damaged(Exception):
     """A file is not what it must be. The message goes on after the file's name."""
 
@@ -132,8 +124,10 @@ class Part:
     """What has come of a file: on the disk, in the checksums and, if it comes gzipped, unpacked beside it.
 
     Attributes:
+        name: Its path in the folder.
+        published: The strongest checksum that is published: kind and value.
         remote: The file on the server.
-        generation: How many different files the server has had.
+        generation: How many different files the server has had; 0 as long as nothing is open.
         received: Bytes that have come, as the server sends them.
         size: Bytes of the file that they make.
     """
@@ -141,21 +135,27 @@ class Part:
     def __init__(self, folder: Path, name: str, file: so2sat.SourceFile) -> None:
         """Opens nothing, `follow` does."""
         self.folder, self.name, self.file, self.target = folder, name, file, folder / name
+        self.published = f"sha256 {file.sha256}" if file.sha256 else f"md5 {file.md5}" if file.md5 else ""
         self.remote, self.generation, self.received, self.size = Remote("", 0), 0, 0, 0
-        self._files = contextlib.ExitStack()
+        self.files = contextlib.ExitStack()
+
+    def beside(self, suffix: str) -> Path:
+        """Path of a file beside the target."""
+        return self.target.with_name(self.target.name + suffix)
+
+    @property
+    def path(self) -> Path:
+        """Path of what has come, as it came."""
+        return self.beside(GZ_PART if self.remote.gzipped else PART)
 
     def follow(self, remote: Remote) -> None:
         """Goes on with what has come, or starts anew if that is of another file than the server has now."""
-        if remote == self.remote:
+        if self.generation and remote == self.remote:
             return
         self.remote, self.generation = remote, self.generation + 1
-        self.path = _beside(self.target, GZ_PART if remote.gzipped else PART)
         self.path.parent.mkdir(exist_ok=True)
-        key, version = (
-            str(self.path.relative_to(self.folder)),
-            f"{remote.size} {remote.sha256 or _published(self.file)}",
-        )
-        there = _bytes_there(self.path)
+        there, version = _bytes_in(self.path), f"{remote.size} {remote.sha256 or self.published}"
+        key = str(self.path.relative_to(self.folder))
         keep = there <= remote.size and _recall(self.folder).get(key, version) == version
         if there and not keep:
             _say(f"{self.name}: the server has another file than before, starting anew")
@@ -164,113 +164,115 @@ class Part:
 
     def restart(self, keep: bool = False) -> None:
         """Starts with what is on the disk, or with nothing."""
-        self.close()
+        self.files.close()
         self.received = self.size = 0
-        self._sent_hash = hashlib.sha256()  # of the bytes as they come
-        self._hash = hashlib.new((_published(self.file) or "sha256 ").split()[0])  # of the file
-        self._gunzip = zlib.decompressobj(31)
-        self._file = self._output = self._files.enter_context(self.path.open("a+b" if keep else "w+b", buffering=0))
+        self.sent_hash = hashlib.sha256()  # of the bytes as they come
+        self.hash = hashlib.new(self.published.partition(" ")[0] or "sha256")  # of the file
+        self.gunzip = zlib.decompressobj(31)
+        self.input = self.output = self.files.enter_context(self.path.open("a+b" if keep else "w+b", buffering=0))
         if self.remote.gzipped:
-            self._output = self._files.enter_context(_beside(self.target, UNPACKED_PART).open("w+b", buffering=0))
-        self._file.seek(0)
-        with _progress(f"{self.name}: reading what is there", _bytes_there(self.path)) as show:
-            while chunk := self._file.read(CHUNK):
-                self._take(chunk)
-                show(self.received)
+            self.output = self.files.enter_context(self.beside(UNPACKED_PART).open("wb", buffering=0))
+        self.input.seek(0)
+        if there := _bytes_in(self.path):
+            with _progress(f"{self.name}: reading what is there", there) as show:
+                while chunk := self.input.read(CHUNK):
+                    self.take(chunk)
+                    show(self.received)
 
-    def feed(self, chunk: bytes) -> None:
-        """Takes the next bytes from the server."""
-        _write(self._file, chunk)
-        self._take(chunk)
-
-    def _take(self, chunk: bytes) -> None:
+    def take(self, chunk: bytes, is_new: bool = False) -> None:
+        """Takes the next bytes, from the server if they are new, else from the disk."""
+        if is_new:
+            _write(self.input, chunk)
         self.received += len(chunk)
         if self.remote.sha256:
-            self._sent_hash.update(chunk)
+            self.sent_hash.update(chunk)
         while chunk:
-            data, rest = chunk, b""
-            if self.remote.gzipped:
-                if self._gunzip.eof:  # gzip files may be joined
-                    self._gunzip = zlib.decompressobj(31)
-                try:
-                    data, rest = self._gunzip.decompress(chunk), self._gunzip.unused_data
-                except zlib.error as error:
-                    raise Damaged(f"is no intact gzip near byte {self.received:,} ({error})") from error
-                _write(self._output, data)
-            self._hash.update(data)
+            data, chunk = self._unpack(chunk) if self.remote.gzipped else (chunk, b"")
+            self.hash.update(data)
             self.size += len(data)
-            chunk = rest
 
-    def verify(self) -> str:
-        """Compares what came with all that is known of the file; returns what that was.
+    def _unpack(self, chunk: bytes) -> tuple[bytes, bytes]:
+        """Unpacks bytes; returns what they make, and what belongs to another gzip file that is joined to this one."""
+        if self.gunzip.eof:
+            self.gunzip = zlib.decompressobj(31)
+        try:
+            data = self.gunzip.decompress(chunk)
+        except zlib.error as error:
+            raise Damaged(f"is no intact gzip near byte {self.received:,} ({error})") from error
+        _write(self.output, data)
+        return data, self.gunzip.unused_data
+
+    def finish(self) -> str:
+        """Verifies all, gives the file its name and returns what it was compared with.
 
         Raises:
             Damaged: Something differs.
         """
         if self.remote.sha256:
-            _compare(f"sha256 {self._sent_hash.hexdigest()}", f"sha256 {self.remote.sha256}")
-        if self.remote.gzipped and not self._gunzip.eof:
+            _compare(f"sha256 {self.sent_hash.hexdigest()}", f"sha256 {self.remote.sha256}")
+        if self.remote.gzipped and not self.gunzip.eof:
             raise Damaged("is gzip that ends too early")
         if self.file.bytes not in (None, self.size):
             raise Damaged(f"has {self.size:,} bytes when unpacked, expected {self.file.bytes:,}")
-        _check_hdf5(Path(self._output.name))
-        published = _published(self.file)
-        if not published:
-            return f"no checksum published{', sha256 as the server says' * bool(self.remote.sha256)}"
-        _compare(f"{self._hash.name} {self._hash.hexdigest()}", published)
-        return f"{self._hash.name} as published"
-
-    def finish(self) -> None:
-        """Puts the file on the disk, under its name."""
-        os.fsync(self._output.fileno())
-        Path(self._output.name).replace(self.target)
+        if self.published:
+            _compare(f"{self.hash.name} {self.hash.hexdigest()}", self.published)
+        path = Path(self.output.name)
+        _check_hdf5(path)
+        os.fsync(self.output.fileno())
+        path.replace(self.target)
         layout.sync_folder(self.target.parent)
-        _remember(self.folder, self.name, _mark(self.target, self.file))
-        _remove_parts(self.target)
+        _remember(self.folder, self.name, self.mark())
+        self.remove_rest()
+        if self.published:
+            return f"{self.hash.name} as published"
+        return f"no checksum published{', sha256 as the server says' * bool(self.remote.sha256)}"
 
-    def put_aside(self) -> Path:
-        """Puts the bytes where nobody goes on with them, and returns where that is."""
-        aside = self.path.with_name(f"{self.path.name.removesuffix(PART)}.damaged")
-        self.path.replace(aside)
-        _remove_parts(self.target)
-        return aside
+    def mark(self) -> str:
+        """What stays as it is as long as the file need not be verified again."""
+        state = self.target.stat()
+        return f"{state.st_size} {state.st_mtime_ns} {self.published}"
 
-    def close(self) -> None:
-        """Closes the files."""
-        self._files.close()
+    def remove_rest(self) -> None:
+        """Removes what is of no use beside the finished file."""
+        for suffix in (PART, GZ_PART, UNPACKED_PART):
+            self.beside(suffix).unlink(missing_ok=True)
 
 
-def _fetch(folder: Path, name: str, file: so2sat.SourceFile) -> None:
-    part, started = Part(folder, name, file), time.monotonic()
+def _fetch(part: Part) -> None:
+    """Fetches a file, however often that is interrupted."""
+    started = time.monotonic()
 
     def attempt() -> None:
-        part.follow(_describe(file))
+        part.follow(_describe(part.file))
         try:
             _receive(part)
         except RangeRefused:
-            _say(f"{name}: the server can't go on in the middle of a file, starting anew")
+            _say(f"{part.name}: the server can't go on in the middle of a file, starting anew")
             part.restart()
             _receive(part)
 
-    with contextlib.closing(part):
+    _say(f"{part.name}: {_size(part.remote.size)}{' gzipped' * part.remote.gzipped} from {_shown(part.remote.url)}")
+    with part.files:
         try:
-            _persist(name, attempt, lambda: (part.generation, part.received))
-            how = part.verify()
-            part.finish()
+            _persist(part, attempt)
+            how = part.finish()
         except Damaged as error:
+            aside = part.path.with_name(f"{part.path.name.removesuffix(PART)}.damaged")
+            part.path.replace(aside)
+            part.beside(UNPACKED_PART).unlink(missing_ok=True)
             raise CommandError(
-                f"{part.target}: what came {error}; it is kept as {part.put_aside().name}, delete that if it is of no"
-                " use to you. Run the same command again to fetch the file anew"
+                f"{part.target}: what came {error}; it is kept as {aside.name}, delete that if it is of no use to you."
+                " Run the same command again to fetch the file anew"
             ) from error
         except OSError as error:  # of the disk; those of the network are Interruptions
             raise CommandError(
                 f"{part.target}: {error.strerror or error}; what has come is kept, run the same command again to go on"
             ) from error
         except KeyboardInterrupt:
-            _say(f"{name}: {part.received:,} bytes are kept, run the same command again to go on")
+            _say(f"{part.name}: {part.received:,} bytes are kept, run the same command again to go on")
             raise
     duration = datetime.timedelta(seconds=round(time.monotonic() - started))
-    _say(f"{name}: {part.size:,} bytes in {duration}, {how}")
+    _say(f"{part.name}: {part.size:,} bytes in {duration}, {how}")
 
 
 def _receive(part: Part) -> None:
@@ -286,59 +288,55 @@ def _receive(part: Part) -> None:
             if part.received + len(chunk) > size:  # it ignores from where on to send
                 part.restart()
                 raise Interruption(f"more than {size:,} bytes came, starting anew")
-            part.feed(chunk)
+            part.take(chunk, is_new=True)
             show(part.received)
     if part.received < size:
-        share = 100 * part.received / size
-        raise Interruption(f"connection closed at {_size(part.received)} of {_size(size)} ({share:.0f} %)")
+        raise Interruption("connection closed")
 
 
-def _is_there(folder: Path, name: str, file: so2sat.SourceFile) -> bool:
+def _is_there(part: Part) -> bool:
     """Whether the folder has a file, verified.
 
     Raises:
         CommandError: It has another file of that name.
     """
-    target, published = folder / name, _published(file)
+    target, expected = part.target, part.file.bytes
     if not os.path.lexists(target):
         return False
-    mark, size = _mark(target, file), target.stat().st_size
-    if _recall(folder).get(name) == mark:
-        how = "verified before"
-    else:
+    mark, size, how = part.mark(), _bytes_in(target), "verified before"
+    if _recall(part.folder).get(part.name) != mark:
+        kind = part.published.partition(" ")[0]
         try:
-            if file.bytes not in (None, size):
-                raise Damaged(f"has {size:,} bytes, expected {file.bytes:,}")
-            if published:
-                _compare(_checksum(name, target, published.split()[0]), published)
+            if expected not in (None, size):
+                raise Damaged(f"has {size:,} bytes, expected {expected:,}")
+            if kind:
+                _compare(f"{kind} {_checksum(part, kind)}", part.published)
             _check_hdf5(target)
         except Damaged as error:
-            is_beginning = file.url.startswith("ftp:") and size < (file.bytes or 0)
+            is_beginning = part.file.url.startswith("ftp:") and size < (expected or 0)
             rename = f"rename it to {target.name}{PART} if it is the beginning of a download, else "
             raise CommandError(
                 f"{target}: {error}. It is left as it is: {rename * is_beginning}move it away or delete it, and run the"
                 " same command again"
             ) from error
-        _remember(folder, name, mark)
-        how = f"{published.split()[0]} as published" if published else "no checksum published"
-    _say(f"{name}: is there, {size:,} bytes, {how}")
-    _remove_parts(target)  # a run may have been killed just before it did
+        _remember(part.folder, part.name, mark)
+        how = f"{kind} as published" if kind else "no checksum published"
+    _say(f"{part.name}: is there, {size:,} bytes, {how}")
+    part.remove_rest()  # a run may have been killed just before it did
     return True
 
 
-def _checksum(name: str, path: Path, kind: str) -> str:
+def _checksum(part: Part, kind: str) -> str:
     digest, done = hashlib.new(kind), 0
-    with _progress(f"{name}: verifying", _bytes_there(path)) as show, path.open("rb", buffering=0) as file:
+    with (
+        _progress(f"{part.name}: verifying", _bytes_in(part.target)) as show,
+        part.target.open("rb", buffering=0) as file,
+    ):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             done += len(chunk)
             show(done)
-    return f"{kind} {digest.hexdigest()}"
-
-
-def _published(file: so2sat.SourceFile) -> str | None:
-    """The strongest checksum that is published: its kind and its value."""
-    return f"sha256 {file.sha256}" if file.sha256 else f"md5 {file.md5}" if file.md5 else None
+    return digest.hexdigest()
 
 
 def _compare(found: str, expected: str) -> None:
@@ -358,22 +356,8 @@ def _write(file: Any, data: bytes) -> None:
         data = data[file.write(data) :]
 
 
-# ┌──────────────┐
-# │  The folder  │
-# └──────────────┘
-
-
-def _beside(target: Path, suffix: str) -> Path:
-    return target.with_name(target.name + suffix)
-
-
-def _bytes_there(path: Path) -> int:
+def _bytes_in(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _remove_parts(target: Path) -> None:
-    for suffix in (PART, GZ_PART, UNPACKED_PART):
-        _beside(target, suffix).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -385,12 +369,6 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
     except filelock.Timeout as error:
         raise CommandError(f"{folder}: another download into this folder is at work; wait for it to end") from error
-
-
-def _mark(path: Path, file: so2sat.SourceFile) -> str:
-    """What stays as it is as long as a file need not be verified again."""
-    state = path.stat()
-    return f"{state.st_size} {state.st_mtime_ns} {_published(file)}"
 
 
 def _recall(folder: Path) -> dict[str, str]:
@@ -407,25 +385,20 @@ def _remember(folder: Path, key: str, note: str) -> None:
         file.write(json.dumps({**_recall(folder), key: note}, indent=1).encode())
 
 
-def _check_space(folder: Path, files: Mapping[str, so2sat.SourceFile], remotes: Mapping[str, Remote]) -> None:
-    """Makes sure that the disk has room for all files, and for one more compressed file at a time."""
+def _check_space(folder: Path, missing: Sequence[Part]) -> None:
+    """Makes sure that the disk has room for all files, and for the compressed bytes of one at a time."""
     kept = needed = 0
-    for name, remote in remotes.items():
-        size = files[name].bytes or (4 * remote.size if remote.gzipped else remote.size)  # four is a guess
-        suffixes = (GZ_PART, UNPACKED_PART) if remote.gzipped else (PART,)
-        there = sum(_bytes_there(_beside(folder / name, suffix)) for suffix in suffixes)
-        needed = max(needed, kept + size + remote.size * remote.gzipped - there)
+    for part in missing:
+        sent, is_gzipped = part.remote.size, part.remote.gzipped
+        size = part.file.bytes or (4 * sent if is_gzipped else sent)  # four is a guess
+        there = _bytes_in(part.path) + is_gzipped * _bytes_in(part.beside(UNPACKED_PART))
+        needed = max(needed, kept + size + is_gzipped * sent - there)
         kept += size - there
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CommandError(
             f"{folder}: {_size(needed)} are needed and {_size(free)} are free; free some space or choose another folder"
         )
-
-
-# ┌───────────┐
-# │  Servers  │
-# └───────────┘
 
 
 class Interruption(Exception):
@@ -456,22 +429,25 @@ def backoff(failures: int) -> float:
     return min(60.0, 2.0**failures)
 
 
-def _persist(name: str, attempt: Callable[[], Any], progress: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> Any:
-    """Tries until it succeeds or fails ATTEMPTS times in a row without progress."""
-    best, failures = progress(), 0
+def _persist(part: Part, attempt: Callable[[], Any]) -> Any:
+    """Tries until it succeeds or fails ATTEMPTS times in a row without a new byte of the part."""
+    best, failures = (0, 0), 0
     while True:
         try:
             return attempt()
         except Interruption as error:
-            failures = 1 if progress() > best else failures + 1
-            best = max(best, progress())
+            progress = part.generation, part.received
+            best, failures = max(best, progress), 1 if progress > best else failures + 1
+            message = f"{part.name}: {error}"
+            if part.received:
+                message += f" at {_size(part.received)} of {_size(part.remote.size)}"
             if failures >= ATTEMPTS:
                 raise CommandError(
-                    f"{name}: {error}; given up after {failures} attempts without progress. What has come is kept, run"
-                    " the same command again later"
+                    f"{message}; given up after {failures} attempts without progress. What has come is kept, run the"
+                    " same command again later"
                 ) from error
             pause = max(backoff(failures), error.pause)
-            _say(f"{name}: {error}; trying again in {pause:.0f} s")
+            _say(f"{message}; trying again in {pause:.0f} s")
             time.sleep(pause)
 
 
@@ -480,17 +456,17 @@ def _failures(url: str) -> Iterator[None]:
     """Makes failures of the network Interruptions if they may pass, else CommandErrors."""
     try:
         yield
-    except urllib.error.HTTPError as error:
-        message, wait = f"the server answers {error.code} {error.reason}", error.headers.get("Retry-After", "")
-        error.close()
-        if error.code in (408, 425, 429) or error.code >= 500:
+    except httpx2.HTTPStatusError as error:
+        status, wait = error.response.status_code, error.response.headers.get("Retry-After", "")
+        message = f"the server answers {status} {error.response.reason_phrase}"
+        if status in (408, 425, 429) or status >= 500:
             raise Interruption(message, float(wait) if wait.isdecimal() else 0) from error
         raise CommandError(f"{_shown(url)}: {message}") from error
     except ftplib.error_perm as error:
         if str(error).startswith("530"):  # no login: often for want of a free place
             raise Interruption(f"the server answers {error}") from error
         raise CommandError(f"{_shown(url)}: the server answers {error}") from error
-    except (OSError, EOFError, http.client.HTTPException, ftplib.Error, ValueError) as error:
+    except (OSError, EOFError, httpx2.HTTPError, ftplib.Error, ValueError) as error:
         raise Interruption(f"{error}" if str(error) else type(error).__name__) from error
 
 
@@ -529,6 +505,8 @@ def _login(url: str) -> Iterator[tuple[ftplib.FTP, str]]:
 def _ask_ftp(url: str) -> Remote:
     with _login(url) as (ftp, path):
         size = ftp.size(path)
+        with contextlib.suppress(*ftplib.all_errors):
+            ftp.quit()  # servers count connections, and the next one follows
     if size is None:
         raise CommandError(f"{_shown(url)}: the server does not say its size")
     return Remote(url, size)
@@ -542,29 +520,20 @@ def _read_ftp(remote: Remote, offset: int) -> Iterator[bytes]:
             if offset and str(error).startswith(("500", "501", "502", "504", "554")):
                 raise RangeRefused from error
             raise
-        # The reply at the end is not waited for: size and checksum tell more, and it may be lost after hours of silence.
+        # The reply at the end is not waited for: it may be lost after hours of silence, and the checksum tells more.
         with connection:
             while chunk := connection.recv(CHUNK):
                 yield chunk
-
-
-def _open_http(url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
-    request = urllib.request.Request(url, data, {"User-Agent": f"so2sat/{so2sat.VERSION}", **(headers or {})})
-    if token := huggingface_hub.get_token():
-        request.add_unredirected_header(
-            "Authorization", f"Bearer {token}"
-        )  # the storage behind the Hub must not get it
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 def _ask_hub(url: str) -> Remote:
     """Asks the Hub about a file that may be there gzipped or not. HfApi's requests would have no time limit."""
     owner, name, path = url.removeprefix("hf://datasets/").split("/", 2)
     plain, endpoint = path.removesuffix(".gz"), huggingface_hub.constants.ENDPOINT
-    question = urlencode({"paths": [f"{plain}.gz", plain]}, doseq=True).encode()
-    with _open_http(f"{endpoint}/api/datasets/{owner}/{name}/paths-info/main", question) as response:
-        found = {entry["path"]: entry for entry in json.load(response)}
-    for path in (f"{plain}.gz", plain):
+    question = {"paths": [f"{plain}.gz", plain]}
+    answer = _client().post(f"{endpoint}/api/datasets/{owner}/{name}/paths-info/main", data=question, **_options())
+    found = {entry["path"]: entry for entry in answer.raise_for_status().json()}
+    for path in question["paths"]:
         if entry := found.get(path):
             address = f"{endpoint}/datasets/{owner}/{name}/resolve/main/{quote(path)}"
             return Remote(address, entry["size"], (entry.get("lfs") or {}).get("oid"), gzipped=path != plain)
@@ -573,25 +542,25 @@ def _ask_hub(url: str) -> Remote:
 
 def _read_http(remote: Remote, offset: int) -> Iterator[bytes]:
     # Without If-Range: the storage behind the Hub gives no lasting ETag; `follow` compares the Hub's SHA-256 instead.
-    try:
-        response = _open_http(remote.url, headers={"Range": f"bytes={offset}-"} if offset else None)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            raise RangeRefused from error
-        raise
-    with response:
-        if offset and response.status != 206:
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    with _client().stream("GET", remote.url, **_options(**headers)) as response:
+        if offset and response.status_code in (200, 416):
             raise RangeRefused
-        extent = response.headers.get("Content-Range")
+        extent = response.raise_for_status().headers.get("Content-Range")
         if offset and extent != f"bytes {offset}-{remote.size - 1}/{remote.size}":
-            raise Interruption(f"bytes {offset}- were asked for, {extent} came")
-        while chunk := response.read1(CHUNK):  # read() would lose what came just before the connection failed
-            yield chunk
+            raise Interruption(f"bytes from {offset} on were asked for, {extent} came")
+        with contextlib.suppress(httpx2.RemoteProtocolError):  # that it ended early, `_receive` sees
+            yield from response.iter_raw()
 
 
-# ┌───────────────────┐
-# │  What users read  │
-# └───────────────────┘
+@functools.cache
+def _client() -> httpx2.Client:
+    return httpx2.Client(follow_redirects=True)  # it leaves the token behind when it is sent to another host
+
+
+def _options(**headers: str) -> dict[str, Any]:
+    token = huggingface_hub.get_token()
+    return {"headers": headers | ({"Authorization": f"Bearer {token}"} if token else {}), "timeout": TIMEOUT}
 
 
 def _say(text: str) -> None:
@@ -600,7 +569,7 @@ def _say(text: str) -> None:
 
 
 def _size(count: float) -> str:
-    return f"{tqdm.tqdm.format_sizeof(count, divisor=1000)}B"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _shown(url: str) -> str:
