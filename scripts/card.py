@@ -88,9 +88,7 @@ def render(manifest: Manifest, statistics: Statistics) -> str:
     text = _replace("only", lambda name, text: text if name in held else "", card.text.lstrip())
     text = _replace("measured", lambda name, text: tables[name](), text)
     if manifest.synthetic:
-        text = (
-            f"> **These data are synthetic:** {manifest.synthetic}. What is said below is of the real ones.\n\n{text}"
-        )
+        text = f"> **These data are synthetic:** {manifest.synthetic.rstrip('.')}. What is said below is of the real ones.\n\n{text}"
     return f"---\n{card.data.to_yaml()}\n---\n{text}"
 
 

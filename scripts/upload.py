@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ import tenacity
 import tqdm
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -59,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _repo_id(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if text.count("/") != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form ORG/NAME")
+    try:
+        validate_repo_id(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 
@@ -75,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
             revision=options.revision,
             dry_run=options.dry_run,
         )
-    except (HfHubHTTPError, httpx2.TransportError, RuntimeError) as error:
+    except (HfHubHTTPError, httpx2.TransportError, RuntimeError, ValueError) as error:
         text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise CommandError(
             f"the Hub: {text.replace(token, '…') if token else text}; nothing is lost, run the same command again"
@@ -109,13 +114,21 @@ def upload(
         HfHubHTTPError: The Hub refuses, or fails again and again.
     """
     folder = folder.expanduser().resolve()
-    built = _sound_manifest(folder)
-    additions = _additions(folder, built)
+    built, additions = _read(folder)
+    _check_sound(folder, built)
+    states = _states(folder, built)
+    _check_sums(additions, built)
     api = HfApi()
     _check_token(api, repo_id, create_pr)
     _check_card(folder / card.NAME)
     head = _head(api, repo_id, revision)
+    if head is None and revision != "main":
+        raise CommandError(f"{repo_id} is not there, so it has no revision {revision}; leave out --revision")
+    if head and private and not _retry(api.dataset_info, repo_id).private:
+        raise CommandError(f"{repo_id} is there already, and public; make it private on the Hub or leave out --private")
     remote = _tree(api, repo_id, head) if head else {}
+    if ".gitignore" in remote:
+        raise CommandError(f"{repo_id} has a .gitignore, by which the Hub leaves files out; delete it there")
     changed = [addition for addition in additions if remote.get(addition.path_in_repo) != _oid(addition, remote)]
     stale = [name for name in remote if _is_stale(name, repo_id, {addition.path_in_repo for addition in additions})]
     _print_plan(repo_id, revision, head, additions, changed, stale, remote)
@@ -132,9 +145,10 @@ def upload(
         if head is None:
             _retry(api.create_repo, repo_id, repo_type="dataset", private=private, exist_ok=True)
             head = _head(api, repo_id, revision)
-            if head is None:
-                raise CommandError(f"{repo_id} was made, but has no branch {revision}; leave out --revision")
+            assert head
         _send(api, repo_id, changed, revision, create_pr)
+        if _states(folder, built) != states:
+            raise CommandError(f"{folder}: was changed while it was sent; nothing was committed, run it again")
         operations = [*changed, *(CommitOperationDelete(name) for name in stale)]
         message = f"So2Sat LCZ42 {built.versions['so2sat']}: {', '.join(built.configs)}"
         revision, head = _retry(_commit, api, repo_id, operations, message, head, revision, create_pr, expected)
@@ -155,37 +169,56 @@ def upload(
 # └─────────────┘
 
 
-def _sound_manifest(folder: Path) -> manifest.Manifest:
-    """The manifest of a repository that may be shown to everybody."""
+def _read(folder: Path) -> tuple[manifest.Manifest, list[CommitOperationAdd]]:
+    """The manifest of a repository and every file of it, the card last."""
     built = manifest.Manifest.load(folder) if folder.is_dir() else None
     if built is None:
         raise CommandError(f"{folder}: no {manifest.NAME}, expected a repository that build.py made")
+    additions = []
+    for name in [*sorted({*built.files, *built.shards}), manifest.NAME, card.NAME]:
+        path = folder / name
+        if not path.is_file():
+            raise CommandError(f"{path}: missing, expected it as {manifest.NAME} lists it; run build.py again")
+        # What is small is kept, so that what is committed is what was checked, whatever becomes of the folder.
+        additions.append(CommitOperationAdd(name, path if name in built.shards else path.read_bytes()))
+    return built, additions
+
+
+def _check_sound(folder: Path, built: manifest.Manifest) -> None:
+    """Makes sure that a repository may be shown to everybody.
+
+    Raises:
+        CommandError: It may not.
+    """
     findings = [*verify.repository_findings(folder, built)]
     for finding in findings[1:]:
         print(finding, file=sys.stderr)
     if findings:
         raise CommandError(f"{findings[0]}; nothing was sent: run build.py again, then verify.py")
-    return built
 
 
-def _additions(folder: Path, built: manifest.Manifest) -> list[CommitOperationAdd]:
-    """Every file of the repository, with its checksum as the manifest has it; the card last."""
-    sizes = {name: record.bytes for name, record in built.shards.items()}
+def _check_sums(additions: Sequence[CommitOperationAdd], built: manifest.Manifest) -> None:
+    """Makes sure that every file has the checksum that the manifest tells of.
+
+    Raises:
+        CommandError: One has another.
+    """
     sha256 = {**built.files, **{name: record.sha256 for name, record in built.shards.items()}}
-    additions = []
-    with tqdm.tqdm(total=sum(sizes.values()), desc="checking", unit="B", unit_scale=True, disable=None) as bar:
-        for name in [*sorted(sha256), manifest.NAME, card.NAME]:
-            if not (folder / name).is_file():
-                raise CommandError(f"{folder / name}: missing, expected it as {manifest.NAME} lists it; build it anew")
-            addition = CommitOperationAdd(name, folder / name)
-            found = addition.upload_info.sha256.hex()
+    total = sum(addition.upload_info.size for addition in additions)
+    with tqdm.tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
+        for addition in additions:
+            name, found = addition.path_in_repo, addition.upload_info.sha256.hex()
             if found != sha256.get(name, found):
                 raise CommandError(
-                    f"{folder / name}: sha256 {found[:16]}…, expected {sha256[name][:16]}…; run build.py again"
+                    f"{name}: sha256 {found[:16]}…, expected {sha256[name][:16]}…; nothing was sent: run build.py again"
                 )
-            additions.append(addition)
-            bar.update(sizes.get(name, 0))
-    return additions
+            bar.update(addition.upload_info.size)
+
+
+def _states(folder: Path, built: manifest.Manifest) -> list[tuple[int, int, int]]:
+    """What tells that a shard was changed without reading it."""
+    states = [(folder / name).stat() for name in sorted(built.shards)]
+    return [(state.st_size, state.st_mtime_ns, state.st_ino) for state in states]
 
 
 def _check_card(path: Path) -> None:
@@ -300,9 +333,14 @@ class _Expected:
         except RepositoryNotFoundError:
             return None
         for ref in reversed(refs or []):
-            if not self.differences(ref.target_commit):
+            if not self.differences(ref.target_commit) and self._is_open(ref.ref):
                 return ref.ref, ref.target_commit
         return None
+
+    def _is_open(self, ref: str) -> bool:
+        number = int(ref.rpartition("/")[2])
+        pull_request = _retry(self.api.get_discussion_details, self.repo_id, number, repo_type="dataset")
+        return pull_request.status in ("open", "draft")
 
 
 def _print_plan(
@@ -471,7 +509,9 @@ def _load_back(folder: Path, built: manifest.Manifest, repo_id: str, commit: str
     print(f"loading {', '.join(built.configs)} back")
     run = [sys.executable, "-c", _LOAD, repo_id, commit, *built.configs]
     try:
-        done = subprocess.run(run, capture_output=True, text=True, timeout=LOAD_SECONDS, env={**os.environ})
+        # Elsewhere, because load_dataset prefers a folder ORG/NAME to the Hub.
+        with tempfile.TemporaryDirectory() as elsewhere:
+            done = subprocess.run(run, capture_output=True, text=True, timeout=LOAD_SECONDS, cwd=elsewhere)
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{repo_id} is uploaded, but could not be loaded in {LOAD_SECONDS} s") from error
     if done.returncode:

@@ -112,7 +112,7 @@ def write_or_fail(*args, **options):
     if os.path.exists(os.environ.get("DISK_IS_FULL", "")):
         raise OSError(errno.ENOSPC, "No space left on device")
 pq.ParquetWriter.write_table = write_or_fail
-layout.MAX_SHARD_ROWS = 128
+layout.MAX_SHARD_ROWS.update(rgb=128, all=128)
 layout.ROW_GROUP_ROWS.update(rgb=64, all=64)
 import build
 if __name__ == "__main__":
@@ -233,3 +233,19 @@ def http_source(source_folder: Path) -> Iterator[RangeServer]:
     """`source_folder` over HTTP."""
     with serving(source_folder) as server:
         yield server
+
+
+LEGACY_REQUIREMENTS = ("datasets==3.6.0", "aiohttp", "h5py", "pillow", "requests", "tenacity")
+
+
+@pytest.fixture(scope="session")
+def legacy_python() -> Path:
+    """Python of an environment with datasets 3.6, made once."""
+    environment = Path(so2sat.__file__).parent / "build" / "datasets-3.6"
+    python, stamp = environment / "bin" / "python", environment / "requirements"
+    if not stamp.exists() or stamp.read_text() != " ".join(LEGACY_REQUIREMENTS):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *LEGACY_REQUIREMENTS]
+        subprocess.run(install, check=True)
+        stamp.write_text(" ".join(LEGACY_REQUIREMENTS))
+    return python

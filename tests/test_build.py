@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import build
+import card
 import layout
 import so2sat
 from conftest import Arrays, RangeServer, contents, hearing, random_arrays, wait_for_a_shard, write_source
@@ -34,21 +35,22 @@ from conftest import Arrays, RangeServer, contents, hearing, random_arrays, wait
 @given(st.integers(1, 400_000), st.sampled_from(sorted(so2sat.CONFIGS)))
 def test_shards_divide_a_split_at_row_groups_into_a_power_of_two(rows: int, config: str) -> None:
     shards = layout.plan_shards(config, "train", rows, "training.h5", "jpeg")
-    group = layout.ROW_GROUP_ROWS[config]
+    content = so2sat.CONFIGS[config].content
+    group = layout.ROW_GROUP_ROWS[content]
     assert [shard.start for shard in shards] == [0, *(shard.stop for shard in shards[:-1])]
     assert shards[-1].stop == rows
     assert all(shard.start < shard.stop and shard.start % group == 0 for shard in shards)
     assert len(shards).bit_count() == 1
-    assert all(layout.ROW_BYTES[config] * (shard.stop - shard.start) <= 500_000_000 for shard in shards)
+    assert all(layout.ROW_BYTES[content] * (shard.stop - shard.start) <= 500_000_000 for shard in shards)
     sizes = [-(-(shard.stop - shard.start) // group) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize(("config", "count"), [("rgb", 16), ("all", 64)])
+@pytest.mark.parametrize(("config", "count"), [("rgb", 16), ("all", 64), ("geo", 1)])
 def test_the_full_training_split_has_the_designed_number_of_shards(config: str, count: int) -> None:
     shards = layout.plan_shards(config, "train", 352_366, "training.h5", "jpeg")
     assert len(shards) == count
-    assert shards[3].name == f"{config}/train-00003-of-{count:05d}.parquet"
+    assert shards[-1].name == f"{config}/train-{count - 1:05d}-of-{count:05d}.parquet"
 
 
 def test_the_memory_of_a_row_is_not_underestimated() -> None:
@@ -76,7 +78,8 @@ LEAF = ".list.element.list.element.list.element"
 
 
 def test_files_are_laid_out_for_streaming_and_the_viewer(repository: Path) -> None:
-    for config, group in layout.ROW_GROUP_ROWS.items():
+    for config in ("rgb", "all"):
+        group = layout.ROW_GROUP_ROWS[config]
         file = pq.ParquetFile(repository / config / "train-00000-of-00001.parquet")
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         assert [g.num_rows for g in groups] == [min(group, 300 - start) for start in range(0, 300, group)]
@@ -110,7 +113,7 @@ def test_a_flipped_byte_in_an_array_column_fails_its_page_checksum(repository: P
 
 
 def test_the_schema_carries_the_hugging_face_features(repository: Path) -> None:
-    for config in so2sat.CONFIGS:
+    for config in ("rgb", "all"):
         schema = pq.read_schema(repository / config / "test-00000-of-00001.parquet")
         assert datasets.Features.from_arrow_schema(schema) == so2sat.features(config)
 
@@ -122,7 +125,7 @@ def test_load_dataset_gives_what_the_builder_gives(
     repository: Path, source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository.parent)
-    for config in so2sat.CONFIGS:
+    for config in ("rgb", "all"):
         loaded = datasets.load_dataset("so2sat", config)
         builder = so2sat.So2Sat(config_name=config, data_dir=str(source_folder), cache_dir=str(tmp_path))
         builder.download_and_prepare()
@@ -196,7 +199,7 @@ def test_the_card_tells_the_sizes_that_the_builder_measures(
     repository: Path, source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository.parent)
-    for config in so2sat.CONFIGS:
+    for config in ("rgb", "all"):
         told = datasets.load_dataset_builder("so2sat", config, cache_dir=str(tmp_path / "card")).info
         builder = so2sat.So2Sat(config_name=config, data_dir=str(source_folder), cache_dir=str(tmp_path))
         builder.download_and_prepare()
@@ -210,9 +213,9 @@ def test_the_card_tells_the_sizes_that_the_builder_measures(
 
 def test_the_repository_holds_what_it_should_and_nothing_else(repository: Path) -> None:
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
-    shards = {f"{config}/{split}-00000-of-00001.parquet" for config in so2sat.CONFIGS for split in so2sat.SOURCE_FILES}
+    shards = {f"{config}/{split}-00000-of-00001.parquet" for config in ("rgb", "all") for split in so2sat.SOURCE_FILES}
     visible = {name for name in files if not name.startswith(".")}
-    assert visible == {"README.md", "manifest.json", "statistics.json", *shards}
+    assert visible == {"README.md", "manifest.json", "statistics.json", *card.PICTURES, *shards}
 
 
 def test_the_manifest_tells_rows_bytes_checksums_and_sources(repository: Path, source_folder: Path) -> None:
@@ -239,7 +242,7 @@ def test_statistics_are_those_of_numpy_over_the_sources(repository: Path, source
             "sentinel2": arrays["sen2"].astype(np.float32),
             "image": so2sat.to_rgb(arrays["sen2"]),
         }
-        for config in so2sat.CONFIGS:
+        for config in ("rgb", "all"):
             counts = np.bincount(arrays["label"].argmax(axis=1), minlength=17)
             assert told[config][split]["patches_per_class"] == dict(zip(so2sat.LABELS, counts.tolist()))
             for column, bands in told[config][split]["bands"].items():
@@ -266,7 +269,7 @@ def test_the_card_of_synthetic_data_says_so_first(tmp_path: Path, capsys: pytest
             h5.attrs["synthetic"] = "made up for a test."
     build.build(str(tmp_path / "data"), tmp_path / "so2sat")
     text = (tmp_path / "so2sat" / "README.md").read_text().split("\n---\n", 1)[1]
-    assert text.startswith("> **These data are synthetic:** made up for a test.\n")
+    assert text.startswith("> **These data are synthetic:** made up for a test. What is said below ")
     assert "SYNTHETIC" in capsys.readouterr().out
 
 
@@ -496,7 +499,7 @@ def test_output_must_be_a_local_folder(source_folder: Path, capsys: pytest.Captu
 
 def test_the_card_of_png_images_says_so(source_folder: Path, tmp_path: Path) -> None:
     build.build(str(source_folder), tmp_path / "so2sat", configs=["rgb"], image_format="png")
-    assert "Images are PNG here, without loss" in (tmp_path / "so2sat" / "README.md").read_text()
+    assert "the images are PNG, without loss" in (tmp_path / "so2sat" / "README.md").read_text()
 
 
 def test_another_image_format_rewrites_rgb_only(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,6 @@ import so2sat
 from conftest import Arrays
 
 PROJECT = Path(so2sat.__file__).parent
-REQUIREMENTS = ("datasets==3.6.0", "aiohttp", "h5py", "pillow", "requests", "tenacity")
-
-
-@pytest.fixture(scope="session")
-def legacy_python() -> Path:
-    """Python of an environment with datasets 3.6, made once."""
-    environment = PROJECT / "build" / "datasets-3.6"
-    python, stamp = environment / "bin" / "python", environment / "requirements"
-    if not stamp.exists() or stamp.read_text() != " ".join(REQUIREMENTS):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS]
-        subprocess.run(install, check=True)
-        stamp.write_text(" ".join(REQUIREMENTS))
-    return python
 
 
 def loaded_by_legacy(python: Path, cwd: Path, *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -360,7 +360,7 @@ def test_a_sample_is_replaced_as_a_whole(tmp_path: Path) -> None:
     paths = sample.write_sample(tmp_path, SMALL, seed=2)
     assert sorted(tmp_path.iterdir()) == sorted(paths)  # the old testing.h5 would not fit
     for path in paths:
-        with so2sat.open_source(str(path)) as source:
+        with (so2sat.open_geo if so2sat.is_geo(path.name) else so2sat.open_source)(str(path)) as source:
             assert "seed 2" in source.synthetic
 
 
@@ -471,15 +471,17 @@ def test_the_command_writes_the_files_and_says_what_they_are(tmp_path: Path) -> 
     assert done.stderr == ""  # no progress bar where nobody looks
     size = sum(path.stat().st_size for path in (tmp_path / "new" / "folder").iterdir())
     assert done.stdout == (
-        f"{tmp_path}/new/folder: training.h5, validation.h5, testing.h5: 74 rows, {size:,} bytes,"
+        f"{tmp_path}/new/folder: training.h5, training_geo.h5, validation.h5, validation_geo.h5, testing.h5,"
+        f" testing_geo.h5: 74 rows, {size:,} bytes,"
         " synthetic (not measured data)\n"
     )
 
 
 def test_without_rows_there_is_no_test_file_as_in_edition_1(tmp_path: Path) -> None:
     assert sample.main([str(tmp_path), "--train", "17", "--validation", "17", "--test", "0"]) == 0
-    assert sorted(os.listdir(tmp_path)) == ["training.h5", "validation.h5"]
-    assert list(so2sat.find_sources(str(tmp_path))) == ["train", "validation"]
+    assert sorted(os.listdir(tmp_path)) == ["training.h5", "training_geo.h5", "validation.h5", "validation_geo.h5"]
+    for config in ("rgb", "geo"):
+        assert list(so2sat.find_sources(str(tmp_path), config)) == ["train", "validation"]
 
 
 def test_help_has_examples_and_says_that_the_data_are_synthetic(capsys: pytest.CaptureFixture[str]) -> None:

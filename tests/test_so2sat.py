@@ -409,7 +409,7 @@ def test_a_server_that_refuses_is_an_error_and_no_missing_file(
     """In particular testing.h5 must not be taken for absent, which would drop a split."""
     http_source.fault = lambda number: fault
     with pytest.raises(SourceError) as caught:
-        so2sat.find_sources(http_source.url)
+        so2sat.find_sources(http_source.url, "rgb")
     assert not isinstance(caught.value, so2sat.MissingSourceError)
     assert_says(str(caught.value), [f"{http_source.url}/training.h5", str(fault)])
     assert len(http_source.requests) == requests  # fsspec asks twice, HEAD and GET; a refusal for good is not repeated

@@ -90,7 +90,8 @@ def sign(repository: Path, name: str) -> None:
         built.shards[name], bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
     )
     built.save(repository)
-    (repository / card.NAME).write_text(card.render(built))
+    statistics = json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
+    (repository / card.NAME).write_text(card.render(built, statistics))
 
 
 def rewrite(repository: Path, name: str, edit: Callable[[dict[str, Any]], None], **options: Any) -> None:
@@ -251,7 +252,7 @@ def test_nan_and_infinity_equal_themselves(tmp_path: Path, source_arrays: dict[s
 
 
 def test_what_belongs_to_a_repository_is_no_stray(repository: Path) -> None:
-    for name in (".gitattributes", "assets/preview.png", ".git/HEAD", ".cache/huggingface/x"):
+    for name in (".gitattributes", ".git/HEAD", ".cache/huggingface/x"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         (repository / name).write_text("{}")
     assert findings(repository) == []
@@ -373,7 +374,7 @@ def test_statistics_are_those_that_the_manifest_knows(repository: Path) -> None:
     edit_json(repository / build.STATISTICS_NAME, lambda content: content.update(method="by eye"))
     assert only(findings(repository)).startswith("statistics.json: sha256 ")
     (repository / build.STATISTICS_NAME).unlink()
-    assert only(findings(repository)) == "statistics.json: missing, expected the statistics of the shards"
+    assert only(findings(repository)) == "statistics.json: missing, expected it as manifest.json lists it"
 
 
 def test_many_stray_files_are_one_finding(repository: Path) -> None:
@@ -502,8 +503,16 @@ def _edits() -> list[Any]:
     edits = (
         (shard(RGB_TEST, rows=34), "manifest.json", f"{RGB_TEST} has 34 rows, expected 33"),
         (shard(RGB_TEST, sha256="0" * 64), RGB_TEST, "expected 000000000000000…"),
-        (lambda content: content["configs"].append("geo!"), "manifest.json", "configs geo!, expected some of rgb, all"),
-        (lambda content: content.update(configs=[]), "manifest.json", "configs (none), expected some of rgb, all"),
+        (
+            lambda content: content["configs"].append("geo!"),
+            "manifest.json",
+            "configs geo!, expected some of rgb, all, geo and 4 more",
+        ),
+        (
+            lambda content: content.update(configs=[]),
+            "manifest.json",
+            "configs (none), expected some of rgb, all, geo and 4 more",
+        ),
         (lambda content: content.update(image_format="gif"), "manifest.json", "image_format 'gif', expected one of"),
         (lambda content: content["shards"].pop(ALL_TRAIN_1), "manifest.json", f"does not list {ALL_TRAIN_1}, expected"),
         (lambda content: content["shards"].update({"../x": other}), "manifest.json", "lists ../x, expected only"),
@@ -512,7 +521,7 @@ def _edits() -> list[Any]:
         (
             lambda content: content["sources"]["training.h5"].update(rows=10**15),
             "manifest.json",
-            "source training.h5 of split 'train' with 1,000,000,000,000,000 rows, expected",
+            "source training.h5 with 1,000,000,000,000,000 rows, expected",
         ),
         (lambda content: content["sources"]["testing.h5"].update(rows=34), RGB_TEST, "33 rows, expected 34"),
     )
@@ -768,7 +777,7 @@ def test_a_source_without_a_split_of_the_repository_is_a_finding(
         shutil.copy(source_folder / name, tmp_path)
     report = verify.verify(sound, str(tmp_path))
     assert [str(finding) for finding in report.findings] == [
-        "testing.h5: not in the source, expected it for split 'test'"
+        "testing.h5: not in the source, expected it: the repository was made from it"
     ]
     assert report.compared_rows == 2 * (ROWS - 33)
 
@@ -780,13 +789,13 @@ def test_a_source_with_a_split_more_than_the_repository_is_a_finding(
     (source / "testing.h5").unlink()
     build.build(str(source), tmp_path / "repository", ["rgb"])
     assert only(findings(tmp_path / "repository", source_folder)) == (
-        f"{source_folder}/testing.h5: not in the repository, expected its rows as split 'test'"
+        f"{source_folder}/testing.h5: not in the repository, expected its rows as a split of rgb"
     )
 
 
 def test_a_source_that_fails_half_way_is_a_finding(sound: Path, tmp_path: Path) -> None:
     built = verify._load_manifest(sound)
-    plan = verify._plan(built, {"test": str(tmp_path / "gone.h5")})
+    plan = verify._plan(built, {"all": {"test": str(tmp_path / "gone.h5")}})
     shard = next(shard for shard in plan if shard.name == ALL_TEST)
     result = verify.check_shard(verify.Task(shard, sound, built.shards[ALL_TEST], {}, None, same_pillow=True))
     assert str(only([str(finding) for finding in result.findings])).startswith(f"{ALL_TEST}: can't be compared (")
@@ -853,7 +862,9 @@ def test_a_source_folder_without_files_is_an_error(
     sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert verify.main([str(sound), "--source", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path}/training.h5: no such file, expected an HDF5 file of So2Sat\n"
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: lacks training.h5, validation.h5, testing.h5, which config 'rgb' is made from\n"
+    )
 
 
 def test_help_has_examples() -> None:
