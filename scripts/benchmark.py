@@ -577,12 +577,12 @@ def make_tfds_environment() -> Path | str:
             subprocess.run(install, check=True, capture_output=True, text=True)
             stamp.touch()
         except subprocess.CalledProcessError as error:
-            lines = error.stderr.strip().splitlines() or [str(error)]
+            lines: list[str] = error.stderr.strip().splitlines() or [str(error)]
             return next((line for line in lines if line.startswith("ERROR")), lines[-1])
         finally:
             if not stamp.exists():
                 shutil.rmtree(folder, ignore_errors=True)
-    return python
+    return Path(python)
 
 
 # ┌────────────────┐

@@ -88,7 +88,8 @@ def render(manifest: Manifest, statistics: Statistics) -> str:
     text = _replace("only", lambda name, text: text if name in held else "", card.text.lstrip())
     text = _replace("measured", lambda name, text: tables[name](), text)
     if manifest.synthetic:
-        text = f"> **These data are synthetic:** {manifest.synthetic.rstrip('.')}. What is said below is of the real ones.\n\n{text}"
+        what = manifest.synthetic.rstrip(".")
+        text = f"> **These data are synthetic:** {what}. What is said below is of the real ones.\n\n{text}"
     return f"---\n{card.data.to_yaml()}\n---\n{text}"
 
 

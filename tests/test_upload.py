@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import build
+import card
 import hub
 import so2sat
 import upload
@@ -296,7 +297,7 @@ def flip(path: Path) -> None:
 SHARD = "all/test-00000-of-00001.parquet"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
-    "incomplete": (lambda folder: (folder / "README.md").write_text(upload.card.INCOMPLETE), "the build is incomplete"),
+    "incomplete": (lambda folder: (folder / "README.md").write_text(card.INCOMPLETE), "the build is incomplete"),
     "a shard is missing": (lambda folder: (folder / SHARD).unlink(), SHARD),
     "a shard is short": (lambda folder: cut(folder / SHARD), SHARD),
     "a shard has changed": (lambda folder: flip(folder / SHARD), SHARD),
