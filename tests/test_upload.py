@@ -369,7 +369,7 @@ def test_a_revision_that_is_not_there_is_an_error(server: hub.Hub, client: Clien
 @pytest.mark.parametrize("name", ["so2sat", "a/b/c", "org/", "hf://org/so2sat"])
 def test_what_is_no_name_is_a_usage_error(name: str, client: Client, local: Path) -> None:
     code, text = client(local, name)
-    assert (code, "is not of the form ORG/NAME" in text) == (2, True)
+    assert (code, "error: argument ORG/NAME: " in text) == (2, True)
 
 
 def test_help_has_examples(client: Client) -> None:
