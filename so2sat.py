@@ -823,6 +823,8 @@ def read_places(geo: Source, start: int, stop: int) -> dict[str, npt.NDArray[Any
         listed = "the publishers' code of that city (so2sat.CITIES)"
         _refuse(geo, start, (epsg != expected) & (epsg != published), found, "as EPSG code", listed)
         epsg = expected
+    else:
+        epsg = _without_published_errors(epsg, x, y)
     codes = sorted({city.epsg for city in CITIES.values()})
     _refuse(geo, start, ~np.isin(epsg, codes), epsg, "as EPSG code", "the code of a city's UTM zone")
     longitude, latitude, is_near = np.empty(len(x)), np.empty(len(x)), np.zeros(len(x), bool)
@@ -844,6 +846,18 @@ def read_places(geo: Source, start: int, stop: int) -> dict[str, npt.NDArray[Any
         "longitude": longitude,
         "latitude": latitude,
     }
+
+
+def _without_published_errors(
+    epsg: npt.NDArray[Any], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> npt.NDArray[Any]:
+    """The EPSG codes with the right one for places that lie in a city whose published code is wrong."""
+    epsg = epsg.copy()
+    for name, city in CITIES.items():
+        if city.published_epsg:
+            rows = np.flatnonzero(epsg == city.published_epsg)
+            epsg[rows[_is_near(name, *_centres(city.epsg, x[rows], y[rows]))]] = city.epsg
+    return epsg
 
 
 def _corners(geo: Source, start: int, stop: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

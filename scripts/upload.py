@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -508,10 +509,13 @@ def _load_back(folder: Path, built: manifest.Manifest, repo_id: str, commit: str
     """
     print(f"loading {', '.join(built.configs)} back")
     run = [sys.executable, "-c", _LOAD, repo_id, commit, *built.configs]
+    environment = {**os.environ, "HF_ENDPOINT": HfApi().endpoint}  # datasets can't do with a slash at its end
     try:
         # Elsewhere, because load_dataset prefers a folder ORG/NAME to the Hub.
         with tempfile.TemporaryDirectory() as elsewhere:
-            done = subprocess.run(run, capture_output=True, text=True, timeout=LOAD_SECONDS, cwd=elsewhere)
+            done = subprocess.run(
+                run, capture_output=True, text=True, timeout=LOAD_SECONDS, env=environment, cwd=elsewhere
+            )
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{repo_id} is uploaded, but could not be loaded in {LOAD_SECONDS} s") from error
     if done.returncode:

@@ -30,6 +30,7 @@ import pytest  # noqa: E402
 
 import build  # noqa: E402
 import layout  # noqa: E402
+import sample  # noqa: E402
 import so2sat  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -78,6 +79,24 @@ def repository(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A repository called so2sat with both configs, built from `source_folder`. Read only."""
     folder = tmp_path_factory.mktemp("built") / "so2sat"
     build.build(str(source_folder), folder, workers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files of editions 3 and 4, all splits small. Read only."""
+    folder = tmp_path_factory.mktemp("full")
+    sample.write_sample(folder, {"train": 40, "validation": 20, "test": 17})
+    for name, rows in (("random/training", 21), ("random/testing", 22), ("block/training", 23), ("block/testing", 24)):
+        write_source(folder / f"{name}.h5", random_arrays(rows, seed=rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full_repository(full_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository called so2sat with all configs, built from `full_folder`. Read only."""
+    folder = tmp_path_factory.mktemp("full") / "so2sat"
+    build.build(str(full_folder), folder, workers=2)
     return folder
 
 
@@ -235,7 +254,7 @@ def http_source(source_folder: Path) -> Iterator[RangeServer]:
         yield server
 
 
-LEGACY_REQUIREMENTS = ("datasets==3.6.0", "aiohttp", "h5py", "pillow", "requests", "tenacity")
+LEGACY_REQUIREMENTS = ("datasets==3.6.0", "aiohttp", "h5py", "pillow", "pyproj", "requests", "tenacity")
 
 
 @pytest.fixture(scope="session")

@@ -6,24 +6,32 @@ tests/data/positions.csv has every 200th position of edition 4's validation and 
 
 from __future__ import annotations
 
+import collections
 import csv
+import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import duckdb
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyproj
 import pytest
 
 import build
-import sample
 import so2sat
 import verify
-from conftest import random_arrays, write_source
+from command import CommandError
+from conftest import random_arrays, serving, write_source
+from test_verify import write
 
 with Path(__file__).with_name("data").joinpath("positions.csv").open() as lines:
     POSITIONS = list(csv.DictReader(lines))
@@ -85,7 +93,7 @@ def test_positions_are_right_to_a_metre(tmp_path: Path) -> None:
 
 
 def test_the_computation_of_this_test_agrees_with_published_coordinates() -> None:
-    # Marienplatz-like round figures are of no use; the origin of a zone and the equator are exact by definition.
+    # The middle meridian of a zone on the equator: exact by definition.
     assert inverse_mercator(32632, 500_000, 0) == pytest.approx((9, 0), abs=1e-9)
     # CN Tower, Toronto: 17N 630084 m E, 4833438 m N is 43°38′33.24″ N, 79°23′13.7″ W (Wikipedia, UTM).
     longitude, latitude = inverse_mercator(32617, 630_084, 4_833_438)
@@ -116,26 +124,69 @@ def test_every_form_of_the_files_gives_the_same_places(form: str, tmp_path: Path
         assert found[name].tolist() == values.tolist()
 
 
-def test_without_names_a_place_near_two_cities_of_a_zone_has_none(tmp_path: Path) -> None:
-    shenzhen = {"x": 196_000.0, "y": 2_496_000.0}  # and Hong Kong, both in 32650
-    tfw = november_2025()[:1]
-    tfw[0, 0], tfw[0, 3] = shenzhen.values()
-    path = write_source(tmp_path / "training_geo.h5", {"epsg": np.array([32650]), "tfw": tfw})
+def write_places(path: Path, city: str | None, *rows: tuple[int, float, float]) -> Path:
+    """Writes places of one city, given as EPSG code, x and y; without its name if that is None."""
+    epsg, x, y = (np.array(column) for column in zip(*rows))
+    tfw = np.tile([10.0, 0, 0, -10, 0, 0], (len(rows), 1))
+    tfw[:, 4], tfw[:, 5] = x, y
+    named = {} if city is None else {"city": np.full((len(rows), 1), city.encode())}
+    return write_source(path, {"epsg": epsg[:, None], "tfw": tfw, **named})
+
+
+def read_all(path: Path) -> dict[str, npt.NDArray[Any]]:
     with so2sat.open_geo(str(path)) as geo:
-        assert so2sat.read_places(geo, 0, 1)["city"].tolist() == [None]
+        return so2sat.read_places(geo, 0, geo.rows)
 
 
-def test_orangi_town_is_in_karachi_whatever_the_list_says(tmp_path: Path) -> None:
-    tfw = march_2026()[:1]
-    tfw[0, 4:] = 297_000, 2_760_000
-    for code in (32618, 32642):
-        values = {"epsg": np.array([code]), "tfw": tfw, "city": np.array([b"orangitown"])}
-        path = write_source(tmp_path / f"{code}" / "training_geo.h5", values)
-        with so2sat.open_geo(str(path)) as geo:
-            found = so2sat.read_places(geo, 0, 1)
-        assert found["epsg"].tolist() == [32642]
-        assert found["longitude"][0] == pytest.approx(66.99, abs=0.1)
-        assert found["latitude"][0] == pytest.approx(24.95, abs=0.1)
+def kilometres(name: str, longitude: float, latitude: float) -> float:
+    """From a city's centre along a great circle of a sphere: right to half a percent."""
+    centre = math.radians(so2sat.CITIES[name].latitude), math.radians(so2sat.CITIES[name].longitude)
+    there = math.radians(latitude), math.radians(longitude)
+    half = math.sin((there[0] - centre[0]) / 2) ** 2
+    half += math.cos(there[0]) * math.cos(centre[0]) * math.sin((there[1] - centre[1]) / 2) ** 2
+    return 2 * 6371 * math.asin(math.sqrt(half))
+
+
+@pytest.mark.parametrize("name", so2sat.CITIES)
+def test_a_city_that_is_not_named_is_the_right_one_or_none(name: str, tmp_path: Path) -> None:
+    city = so2sat.CITIES[name]
+    x, y = pyproj.Transformer.from_crs(4326, city.epsg, always_xy=True).transform(city.longitude, city.latitude)
+    offsets = np.random.default_rng(0).uniform(-70_000, 70_000, (100, 2))  # so at most 100 km away
+    rows = [(city.epsg, x + east, y + north) for east, north in offsets]
+    found = read_all(write_places(tmp_path / "training_geo.h5", None, *rows))
+    others = [other for other in so2sat.CITIES if so2sat.CITIES[other].epsg == city.epsg and other != name]
+    for row, deduced in enumerate(found["city"]):
+        distances = [kilometres(other, found["longitude"][row], found["latitude"][row]) for other in others]
+        assert deduced in (name, None)
+        if all(distance > 152 for distance in distances):
+            assert deduced == name
+        if any(distance < 148 for distance in distances):
+            assert deduced is None
+
+
+def test_shenzhen_and_hong_kong_can_not_be_told_apart_without_names(tmp_path: Path) -> None:
+    place = (32650, 196_000.0, 2_496_000.0)
+    for name in ("shenzhen", "hongkong", None):
+        assert read_all(write_places(tmp_path / f"{name}" / "x_geo.h5", name, place))["city"].tolist() == [name]
+
+
+@pytest.mark.parametrize("name", ["orangitown", None])
+@pytest.mark.parametrize("code", [32618, 32642])
+def test_orangi_town_is_in_karachi_whatever_the_list_says(code: int, name: str | None, tmp_path: Path) -> None:
+    found = read_all(write_places(tmp_path / "training_geo.h5", name, (code, 297_000, 2_760_000)))
+    assert found["city"].tolist() == ["orangitown"]
+    assert found["epsg"].tolist() == [32642]
+    assert found["longitude"][0] == pytest.approx(66.99, abs=0.1)
+    assert found["latitude"][0] == pytest.approx(24.95, abs=0.1)
+
+
+def test_orangi_town_is_not_in_new_york(tmp_path: Path) -> None:
+    new_york = (32618, 583_900.0, 4_507_300.0)
+    assert read_all(write_places(tmp_path / "a_geo.h5", "newyork", new_york))["epsg"].tolist() == [32618]
+    with pytest.raises(so2sat.SourceError, match=r"row 0 has .* as centre, expected a place within 150 km"):
+        read_all(write_places(tmp_path / "b_geo.h5", "orangitown", new_york))
+    # Without a name New York's own code stands.
+    assert read_all(write_places(tmp_path / "c_geo.h5", None, new_york))["epsg"].tolist() == [32618]
 
 
 def changed(values: npt.NDArray[Any], rows: list[int], new: Any, column: int | None = None) -> npt.NDArray[Any]:
@@ -173,42 +224,36 @@ def test_what_can_not_be_right_is_refused_with_the_rows(changes: dict[str, Any],
     assert str(caught.value).startswith(f"{tmp_path}/validation_geo.h5: ")
 
 
-def external(h5: h5py.File) -> None:
-    h5["tfw"] = h5py.ExternalLink("other.h5", "/tfw")
+def virtual(h5: h5py.File) -> None:
+    layout = h5py.VirtualLayout((ROWS, 6), "<f8")
+    layout[:] = h5py.VirtualSource("other.h5", "tfw", (ROWS, 6))
+    h5.create_virtual_dataset("tfw", layout)
 
 
-def soft(h5: h5py.File) -> None:
-    h5["tfw"] = h5py.SoftLink("/elsewhere")
+POINTERS: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
+    "external link": (lambda h5: h5.__setitem__("tfw", h5py.ExternalLink("other.h5", "/tfw")), "is a link to"),
+    "soft link": (lambda h5: h5.__setitem__("tfw", h5py.SoftLink("/elsewhere")), "is a link to"),
+    "soft link for the city": (lambda h5: h5.__setitem__("city", h5py.SoftLink("/elsewhere")), "is a link to"),
+    "external storage": (
+        lambda h5: h5.create_dataset("tfw", (ROWS, 6), "<f8", external=[("/etc/passwd", 0, ROWS * 48)]),
+        "has external storage in",
+    ),
+    "virtual dataset": (virtual, "is virtual"),
+}
 
 
-@pytest.mark.parametrize("link", [external, soft])
-def test_links_are_refused(link: Callable[[h5py.File], None], tmp_path: Path) -> None:
-    path = write_source(tmp_path / "validation_geo.h5", arrays(tfw=None))
+@pytest.mark.parametrize("pointer", POINTERS)
+def test_data_in_other_files_are_refused(pointer: str, tmp_path: Path) -> None:
+    add, problem = POINTERS[pointer]
+    name = "city" if "city" in pointer else "tfw"
+    path = write_source(tmp_path / "validation_geo.h5", arrays(**{name: None}))
     with h5py.File(path, "r+") as h5:
-        link(h5)
-    with pytest.raises(so2sat.SourceError, match="'tfw' is a link"), so2sat.open_geo(str(path)):
+        add(h5)
+    with pytest.raises(so2sat.SourceError, match=f"'{name}' {problem}"), so2sat.open_geo(str(path)):
         pass
 
 
 # ── From the files to load_dataset ───────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def full_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with files of editions 3 and 4, all splits small."""
-    folder = tmp_path_factory.mktemp("full")
-    sample.write_sample(folder, {"train": 40, "validation": 20, "test": 17})
-    for name, seed in (("random/training.h5", 1), ("random/testing.h5", 2), ("block/training.h5", 3)):
-        write_source(folder / name, random_arrays(20 + seed, seed))
-    write_source(folder / "block" / "testing.h5", random_arrays(24, 4))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def full_repository(full_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("full") / "so2sat"
-    build.build(str(full_folder), output, workers=2)
-    return output
 
 
 def test_every_config_whose_files_are_there_is_built_and_verified(full_folder: Path, full_repository: Path) -> None:
@@ -232,8 +277,32 @@ def test_every_config_loads_as_the_builder_makes_it(
         assert loaded[split].features == built[split].features == so2sat.features(config)
         ours, theirs = (rows[split].data.table.combine_chunks() for rows in (loaded, built))
         assert ours.replace_schema_metadata() == theirs.replace_schema_metadata()
-    stream = datasets.load_dataset("so2sat", config, split="test", streaming=True)
-    assert [row["sample_id"] for row in stream] == built["test"]["sample_id"][:]
+    told = datasets.load_dataset_builder("so2sat", config, cache_dir=str(tmp_path / "card")).info
+    assert told.features == so2sat.features(config)
+    for split, measured in builder.info.splits.items():
+        assert (told.splits[split].num_examples, told.splits[split].num_bytes) == (
+            measured.num_examples,
+            measured.num_bytes,
+        )
+    for streams in (datasets.load_dataset("so2sat", config, streaming=True), builder.as_streaming_dataset()):
+        assert list(streams) == list(built)
+        for split in built:
+            for row, expected in zip(streams[split], built[split], strict=True):
+                assert row.keys() == expected.keys()
+                assert all(np.array_equal(row[name], expected[name]) for name in row)
+
+
+def test_statistics_count_the_patches_of_every_config(full_folder: Path, full_repository: Path) -> None:
+    told = json.loads((full_repository / build.STATISTICS_NAME).read_text())["configs"]
+    assert list(told) == list(so2sat.CONFIGS)
+    for name, config in so2sat.CONFIGS.items():
+        assert list(told[name]) == list(config.files)
+        for split, file in config.files.items():
+            with h5py.File(full_folder / file, "r") as h5:
+                counts = h5["label"][:].sum(axis=0).astype(int).tolist()
+            assert told[name][split]["patches_per_class"] == dict(zip(so2sat.LABELS, counts))
+            columns = {"rgb": ["image"], "all": ["sentinel1", "sentinel2"], "geo": []}[config.content]
+            assert list(told[name][split]["bands"]) == columns
 
 
 def test_geo_has_the_designed_columns() -> None:
@@ -244,11 +313,61 @@ def test_geo_has_the_designed_columns() -> None:
     }
 
 
-def test_geo_joins_the_images_row_by_row(full_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(full_repository.parent)
-    rgb, geo = (datasets.load_dataset("so2sat", config, split="train") for config in ("rgb", "geo"))
-    assert rgb["sample_id"][:] == geo["sample_id"][:]
-    assert rgb["label"][:] == geo["label"][:]
+def test_places_are_read_over_http(full_folder: Path, full_repository: Path, tmp_path: Path) -> None:
+    expected = datasets.load_dataset(str(full_repository), "geo", download_mode="force_redownload")
+    with serving(full_folder) as server:
+        builder = so2sat.So2Sat(config_name="geo", data_dir=server.url, cache_dir=str(tmp_path))
+        streams = builder.as_streaming_dataset()
+        assert {split: list(rows) for split, rows in streams.items()} == {
+            split: rows.to_list() for split, rows in expected.items()
+        }
+        assert server.bytes_sent < sum(path.stat().st_size for path in full_folder.glob("*.h5")) / 2  # no patches
+        build.build(server.url, tmp_path / "so2sat", ["geo"])
+    shards = [path.relative_to(full_repository) for path in full_repository.glob("geo/*.parquet")]
+    assert len(shards) == 3
+    for shard in shards:
+        assert (tmp_path / "so2sat" / shard).read_bytes() == (full_repository / shard).read_bytes()
+
+
+def test_other_splits_can_be_lossless(full_folder: Path, tmp_path: Path) -> None:
+    build.build(str(full_folder), tmp_path / "so2sat", ["rgb_random"], image_format="png")
+    loaded = datasets.load_dataset(str(tmp_path / "so2sat"), "rgb_random", split="test")
+    with so2sat.open_source(str(full_folder / "random" / "testing.h5")) as source:
+        pixels = so2sat.read_columns(source, "rgb_random", 0, source.rows)["image"]
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in loaded["image"]]), pixels)
+    assert verify.verify(tmp_path / "so2sat", str(full_folder)).findings == []
+
+
+GEO_TEST = "geo/test-00000-of-00001.parquet"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("city", "berlin", "row 3 has city berlin, expected "),
+        ("city", None, "row 3 has city None, expected "),
+        ("epsg", 32633, "row 3 has epsg 32633, expected "),
+        ("x", 1.0, "row 3 has x 1.0, expected "),
+        ("longitude", 1e-6, "row 3 has longitude "),
+        ("latitude", None, "row 3 has latitude None, expected "),
+        ("latitude", float("nan"), "row 3 has latitude nan, expected "),
+        ("sample_id", 4, "row 3 has sample_id 4, expected 3"),
+        ("longitude", 1e-13, ""),  # as another version of PROJ might compute it
+    ],
+)
+def test_a_wrong_place_is_found(
+    column: str, value: Any, problem: str, full_folder: Path, full_repository: Path, tmp_path: Path
+) -> None:
+    repository = Path(shutil.copytree(full_repository, tmp_path / "so2sat"))
+    table = pq.read_table(repository / GEO_TEST)
+    values = table[column].to_pylist()
+    values[3] = values[3] + value if column == "longitude" else value
+    index = table.schema.get_field_index(column)
+    changed = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+    write(repository, GEO_TEST, changed)
+    findings = verify.verify(repository, str(full_folder)).findings
+    assert [finding.problem[: len(problem)] for finding in findings] == ([problem] if problem else [])
+    assert {finding.file for finding in findings} <= {GEO_TEST}
 
 
 def test_a_folder_with_other_splits_alone_makes_their_configs(full_folder: Path, tmp_path: Path) -> None:
@@ -300,6 +419,94 @@ def test_a_rebuild_without_other_splits_asks_before_they_go(full_folder: Path, t
     shutil.copytree(full_folder / "block", tmp_path / "data" / "block")
     build.build(str(tmp_path / "data"), tmp_path / "so2sat", ["rgb_random", "rgb_block"])
     shutil.rmtree(tmp_path / "data" / "random")
-    with pytest.raises(Exception, match=r"was made from random/\w+\.h5 too, which SOURCE lacks; --force"):
+    with pytest.raises(CommandError, match=r"was made from random/\w+\.h5 too, which SOURCE lacks; --force"):
         build.build(str(tmp_path / "data"), tmp_path / "so2sat")
     assert list((tmp_path / "so2sat" / "rgb_random").glob("*.parquet"))
+    assert build.build(str(tmp_path / "data"), tmp_path / "so2sat", force=True).configs == ["rgb_block", "all_block"]
+    assert not list((tmp_path / "so2sat" / "rgb_random").glob("*.parquet"))
+    assert verify.verify(tmp_path / "so2sat", str(tmp_path / "data")).findings == []
+
+
+def test_main_files_that_are_partly_missing_are_no_reason_to_build_the_rest(full_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(full_folder / "random", tmp_path / "data" / "random")
+    shutil.copy(full_folder / "training.h5", tmp_path / "data")
+    with pytest.raises(so2sat.MissingSourceError, match=r"/validation\.h5: no such file"):
+        build.build(str(tmp_path / "data"), tmp_path / "so2sat")
+    assert not (tmp_path / "so2sat").exists()
+
+
+# ── The README's recipes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a repository where many patches of validation overlap patches of test, in the same zone or not."""
+    folder = tmp_path_factory.mktemp("crowded")
+    rng = np.random.default_rng(0)
+    for split, rows in (("training", 17), ("validation", 150), ("testing", 120)):
+        write_source(folder / "data" / f"{split}.h5", random_arrays(rows, seed=rows))
+        tfw = np.tile([10.0, 0, 0, -10, 0, 0], (rows, 1))
+        tfw[:, 4:] = [700_000, 5_300_000] + rng.integers(0, 50, (rows, 2)) * 80.0  # 320 m apart is not overlapping
+        city = rng.choice([b"munich", b"berlin"], rows)  # with coordinates that are alike, in different zones
+        tfw[city == b"berlin", 4:] += [-300_000, 500_000]
+        epsg = np.where(city == b"munich", 32632, 32633)
+        write_source(folder / "data" / f"{split}_geo.h5", {"epsg": epsg, "tfw": tfw, "city": city})
+    build.build(str(folder / "data"), folder / "so2sat", ["rgb", "geo"])
+    return folder
+
+
+def recipe(part: str) -> dict[str, Any]:
+    """What the README's block of Python that contains `part` makes."""
+    readme = Path(so2sat.__file__).with_name("README.md").read_text()
+    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S) if part in code)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names
+
+
+def places_of(split: str) -> dict[str, npt.NDArray[Any]]:
+    rows = pq.read_table(f"so2sat/geo/{split}-00000-of-00001.parquet")
+    return {name: rows[name].to_numpy() for name in rows.column_names}
+
+
+def test_places_stand_beside_their_images(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    names = recipe("concatenate_datasets(")
+    rgb, geo, placed = names["rgb"], names["geo"], names["placed"]
+    assert rgb["sample_id"][:] == geo["sample_id"][:]
+    assert rgb["label"][:] == geo["label"][:]
+    assert placed.column_names == [*so2sat.features("rgb"), *list(so2sat.features("geo"))[2:]]
+    assert placed["sample_id"][:] == rgb["sample_id"][:]
+    assert placed["x"][:] == geo["x"][:] == places_of("validation")["x"].tolist()
+    assert placed[7]["image"] == rgb[7]["image"]
+
+
+def test_arrays_are_exact_if_float64_is_asked_for(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    geo = datasets.load_dataset("so2sat", "geo", split="validation")
+    exact = places_of("validation")["longitude"]
+    np.testing.assert_array_equal(geo.with_format("numpy", dtype=np.float64)[:]["longitude"], exact)
+    np.testing.assert_array_equal(np.array(geo["longitude"]), exact)
+    assert geo.with_format("numpy")[:]["longitude"].dtype == np.float32  # what `datasets` makes of all floats
+
+
+def test_a_join_in_sql_finds_the_city_of_every_image(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    geo = places_of("test")
+    expected = sorted(collections.Counter(geo["city"][geo["label"] == 16].tolist()).items())
+    found = duckdb.sql(recipe("JOIN 'so2sat/geo/test-*.parquet' geo")["water"])
+    assert found
+    assert found.fetchall() == expected
+
+
+def test_independent_patches_overlap_no_patch_of_the_test_split(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    ours, theirs = places_of("validation"), places_of("test")
+    overlaps = np.zeros(len(ours["x"]), bool)
+    for code in np.unique(ours["epsg"]):
+        here, there = ours["epsg"] == code, theirs["epsg"] == code
+        near = [np.abs(ours[name][here, None] - theirs[name][there]) < 320 for name in "xy"]
+        overlaps[here] = (near[0] & near[1]).any(axis=1)
+    assert 20 < overlaps.sum() < 130
+    independent = recipe("overlapping")["independent"]
+    assert independent["sample_id"][:] == np.flatnonzero(~overlaps).tolist()

@@ -29,12 +29,15 @@ def describe(split):
     split = split.with_format("numpy")
     rows = list(split)
     arrays = [name for name in split.features if name.startswith("sentinel")]
+    places = [name for name in ("city", "epsg", "x", "y", "longitude", "latitude") if name in split.features]
     return {
         "rows": len(rows),
         "features": str(split.features.to_dict()),
         "label": [int(row["label"]) for row in rows],
         "sample_id": [int(row["sample_id"]) for row in rows],
         "sums": {name: [float(np.asarray(row[name], "f8").sum()) for row in rows] for name in arrays},
+        # Format "numpy" rounds to float32.
+        "places": [[row[name] for name in places] for row in split.with_format(None)] if places else [],
         "images": [np.asarray(row["image"]).tolist() for row in rows[:3]] if "image" in split.features else [],
     }
 print(json.dumps({name: describe(split) for name, split in datasets.load_dataset(*arguments, **options).items()}))
@@ -103,6 +106,28 @@ def test_the_repository_loads(
     (tmp_path / "so2sat").symlink_to(repository)
     told = loaded_by_legacy(legacy_python, tmp_path, "so2sat", config, streaming=streaming)
     assert_holds(told, config, source_arrays)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("script", [False, True])
+def test_places_load(
+    legacy_python: Path, full_folder: Path, full_repository: Path, tmp_path: Path, script: bool, streaming: bool
+) -> None:
+    (tmp_path / "so2sat").symlink_to(full_repository)
+    options = {"data_dir": str(full_folder), "trust_remote_code": True} if script else {}
+    path = str(PROJECT / "so2sat.py") if script else "so2sat"
+    told = loaded_by_legacy(legacy_python, tmp_path, path, "geo", streaming=streaming, **options)
+    assert list(told) == list(so2sat.SOURCE_FILES)
+    for split, name in so2sat.SOURCE_FILES.items():
+        with so2sat.open_source(str(full_folder / name), geo=True) as source:
+            columns = so2sat.read_columns(source, "geo", 0, source.rows)
+        expected = [list(row) for row in zip(*(values.tolist() for values in columns.values()))]
+        assert told[split]["label"] == [row[0] for row in expected]
+        assert told[split]["sample_id"] == [row[1] for row in expected]
+        for found, row in zip(told[split]["places"], expected, strict=True):
+            assert found[:4] == row[2:6]
+            # PROJ may be another there.
+            np.testing.assert_allclose(found[4:], row[6:], rtol=0, atol=1e-9)
 
 
 def test_an_interrupted_build_does_not_load(legacy_python: Path, tmp_path: Path) -> None:
