@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -414,7 +417,8 @@ def _send(api: HfApi, repo_id: str, changed: Sequence[CommitOperationAdd], revis
     """Sends the data, which nobody sees before the commit. What the Hub has already is not sent again."""
     disable_progress_bars()
     total = sum(addition.upload_info.size for addition in changed)
-    with tqdm.tqdm(total=total, desc="sending", unit="B", unit_scale=True, disable=None) as bar:
+    bar = tqdm.tqdm(total=total, desc="sending", unit="B", unit_scale=True, disable=None)
+    with bar, _ended_at_once():
         for start in range(0, len(changed), FILES_AT_ONCE):
             files = changed[start : start + FILES_AT_ONCE]
             _retry(
@@ -427,6 +431,25 @@ def _send(api: HfApi, repo_id: str, changed: Sequence[CommitOperationAdd], revis
                 num_threads=FILES_AT_ONCE,
             )
             bar.update(sum(file.upload_info.size for file in files))
+
+
+@contextlib.contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once. Python would wait for all files that are under way, maybe for minutes."""
+
+    def end(*_: object) -> None:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _commit(
