@@ -507,6 +507,11 @@ def open_geo(path: str, storage_options: Mapping[str, Any] | None = None) -> Ite
         yield _open_arrays(stack, path, storage_options, GEO_SHAPES)
 
 
+def open_file(path: str) -> contextlib.AbstractContextManager[Source]:
+    """Opens a source file of either kind, told apart by its name: patches, or the places of patches."""
+    return open_geo(path) if is_geo(path) else open_source(path)
+
+
 def _open_arrays(
     stack: contextlib.ExitStack,
     path: str,
@@ -816,17 +821,18 @@ def read_places(geo: Source, start: int, stop: int) -> dict[str, npt.NDArray[Any
     is_named = "city" in geo.arrays
     if is_named:
         city[:] = [_text(name) for name in geo.read("city", start, stop).reshape(-1)]
-        _refuse(geo, start, [name not in CITIES for name in city], city, "as city", f"one of {', '.join(CITIES)}")
+        unknown = [name not in CITIES for name in city]
+        _refuse(geo, start, unknown, lambda row: city[row], "as city", f"one of {', '.join(CITIES)}")
         expected = np.array([CITIES[name].epsg for name in city])
         published = np.array([CITIES[name].published_epsg or CITIES[name].epsg for name in city])
-        found = [f"{code} for {name}" for code, name in zip(epsg, city)]
+        contradicts, stored = (epsg != expected) & (epsg != published), epsg
         listed = "the publishers' code of that city (so2sat.CITIES)"
-        _refuse(geo, start, (epsg != expected) & (epsg != published), found, "as EPSG code", listed)
+        _refuse(geo, start, contradicts, lambda row: f"{stored[row]} for {city[row]}", "as EPSG code", listed)
         epsg = expected
     else:
         epsg = _without_published_errors(epsg, x, y)
-    codes = sorted({city.epsg for city in CITIES.values()})
-    _refuse(geo, start, ~np.isin(epsg, codes), epsg, "as EPSG code", "the code of a city's UTM zone")
+    is_zone = np.isin(epsg, [place.epsg for place in CITIES.values()])
+    _refuse(geo, start, ~is_zone, lambda row: epsg[row], "as EPSG code", "the code of a city's UTM zone")
     longitude, latitude, is_near = np.empty(len(x)), np.empty(len(x)), np.zeros(len(x), bool)
     for code in np.unique(epsg):
         rows = np.flatnonzero(epsg == code)
@@ -836,8 +842,14 @@ def read_places(geo: Source, start: int, stop: int) -> dict[str, npt.NDArray[Any
             for name, those in near.items():
                 city[rows[those & (sum(near.values()) == 1)]] = name
         is_near[rows] = np.any([those & ((city[rows] == name) | ~is_named) for name, those in near.items()], axis=0)
-    found = [f"{east:.2f}° east, {north:.2f}° north" for east, north in zip(longitude, latitude)]
-    _refuse(geo, start, ~is_near, found, "as centre", f"a place within {CITY_RADIUS // 1000} km of its city's")
+    _refuse(
+        geo,
+        start,
+        ~is_near,
+        lambda row: f"{longitude[row]:.2f}° east, {latitude[row]:.2f}° north",
+        "as centre",
+        f"a place within {CITY_RADIUS // 1000} km of its city's",
+    )
     return {
         "city": city,
         "epsg": epsg.astype(np.int32),
@@ -867,9 +879,9 @@ def _corners(geo: Source, start: int, stop: int) -> tuple[npt.NDArray[np.float64
     with np.errstate(invalid="ignore"):
         is_world_file = (np.abs(sizes[:, :4] - [PIXEL_SIZE, 0, 0, PIXEL_SIZE]) < TFW_TOLERANCE).all(axis=1)
         is_transform = (np.abs(sizes[:, [1, 2, 4, 5]] - [PIXEL_SIZE, 0, 0, PIXEL_SIZE]) < TFW_TOLERANCE).all(axis=1)
-    found = [" ".join(f"{value:g}" for value in row) for row in tfw]
     orders = "10 0 0 ±10 x y (March 2026) or x 10 0 y 0 ±10 (November 2025)"
-    _refuse(geo, start, ~(is_world_file | is_transform), found, "as tfw", orders)
+    unknown = ~(is_world_file | is_transform)
+    _refuse(geo, start, unknown, lambda row: " ".join(f"{value:g}" for value in tfw[row]), "as tfw", orders)
     return np.where(is_world_file, tfw[:, 4], tfw[:, 0]), np.where(is_world_file, tfw[:, 5], tfw[:, 3])
 
 
@@ -899,13 +911,13 @@ def _text(name: bytes | str) -> str:
     return (name.decode("utf-8", "replace") if isinstance(name, bytes) else name).strip().lower()
 
 
-def _refuse(geo: Source, start: int, wrong: Any, found: Any, role: str, expected: str) -> None:
-    """Raises a SourceError that names the first rows that are wrong, if any are."""
+def _refuse(geo: Source, start: int, wrong: Any, found: Callable[[int], object], role: str, expected: str) -> None:
+    """Raises a SourceError that names the first rows that are wrong, if any are, and what is `found` in one."""
     rows = np.flatnonzero(wrong)
     if rows.size:
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         named = ", ".join(str(start + row) for row in rows[:5]) + more
-        raise SourceError(f"{geo.path}: row {named} has {found[rows[0]]} {role}, expected {expected}")
+        raise SourceError(f"{geo.path}: row {named} has {found(int(rows[0]))} {role}, expected {expected}")
 
 
 # ┌────────────┐

@@ -16,7 +16,6 @@ import numpy as np
 import command
 import manifest
 import so2sat
-from command import CommandError
 
 EXAMPLES = """\
   python scripts/demo.py build/demo/so2sat build/demo/preview.png
@@ -34,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    contents = manifest.Manifest.load(options.repository)
-    if contents is None:
-        raise CommandError(f"{options.repository}: no {manifest.NAME}, expected a folder that build.py made")
+    contents = manifest.load_built(options.repository)
     picture = options.picture.resolve()
     repository = options.repository.resolve()
     os.chdir(repository.parent)  # so that the call below reads as in the documentation

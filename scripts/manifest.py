@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +116,20 @@ class Manifest:
         return found
 
 
+def load_built(repository: Path) -> Manifest:
+    """Reads the manifest of a folder that must be a repository.
+
+    Raises:
+        CommandError: It is none.
+    """
+    if not repository.is_dir():
+        raise CommandError(f"{repository}: no such folder, expected a repository that build.py made")
+    built = Manifest.load(repository)
+    if built is None:
+        raise CommandError(f"{repository}: no {NAME}, expected a repository that build.py made")
+    return built
+
+
 def current_versions() -> dict[str, str]:
     """Versions of what decides the bytes of a shard."""
     libraries = {name: importlib.metadata.version(name) for name in ("datasets", "pillow", "pyarrow")}
@@ -136,28 +150,37 @@ def describe(sources: Mapping[str, str]) -> dict[str, SourceRecord]:
     """
     records = {}
     for name, path in sources.items():
-        with (so2sat.open_geo if so2sat.is_geo(name) else so2sat.open_source)(path) as source:
-            records[name] = SourceRecord(source.rows, source.bytes, _fingerprint(source), source.synthetic)
+        with so2sat.open_file(path) as source:
+            content = _all_places(source) if so2sat.is_geo(name) else _labels_and_some_rows(source)
+            records[name] = SourceRecord(source.rows, source.bytes, _fingerprint(source, content), source.synthetic)
     return records
 
 
-def _fingerprint(source: so2sat.Source) -> str:
-    """Tells a source file from another by its layout, all its labels and some rows, without reading it whole."""
+def _fingerprint(source: so2sat.Source, content: Iterable[bytes]) -> str:
+    """Tells a source file from another by its layout and some or all of its content."""
     digest = hashlib.sha256()
     for name, array in source.arrays.items():
         digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
-    step = 1 << 16
-    for start in range(0, source.rows, step):
-        stop = min(start + step, source.rows)
-        if "label" in source.arrays:
-            digest.update(source.read_labels(start, stop).tobytes())
-        else:
-            digest.update(
-                repr([values.tolist() for values in so2sat.read_places(source, start, stop).values()]).encode()
-            )
-    if "label" not in source.arrays:
-        return f"sha256:{digest.hexdigest()}"
+    for part in content:
+        digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _labels_and_some_rows(source: so2sat.Source) -> Iterator[bytes]:
+    """All labels, and rows of the arrays, which are too large to be read twice."""
+    for start, stop in _blocks(source):
+        yield source.read_labels(start, stop).tobytes()
     for row in np.unique(np.linspace(0, source.rows - 1, FINGERPRINT_ROWS).astype(int)):
         for name in ("sen1", "sen2"):
-            digest.update(source.read(name, row, row + 1).tobytes())
-    return f"sha256:{digest.hexdigest()}"
+            yield source.read(name, row, row + 1).tobytes()
+
+
+def _all_places(source: so2sat.Source) -> Iterator[bytes]:
+    for start, stop in _blocks(source):
+        yield repr([values.tolist() for values in so2sat.read_places(source, start, stop).values()]).encode()
+
+
+def _blocks(source: so2sat.Source) -> Iterator[tuple[int, int]]:
+    step = 1 << 16
+    for start in range(0, source.rows, step):
+        yield start, min(start + step, source.rows)

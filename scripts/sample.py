@@ -841,8 +841,7 @@ def _check_rows(rows: Mapping[str, int]) -> None:
 def _check_replaceable(path: Path) -> None:
     if not os.path.lexists(path):
         return
-    open_file = so2sat.open_geo if so2sat.is_geo(path.name) else so2sat.open_source
-    with contextlib.suppress(so2sat.SourceError), open_file(str(path)) as source:
+    with contextlib.suppress(so2sat.SourceError), so2sat.open_file(str(path)) as source:
         if source.synthetic:
             return
     raise command.CommandError(f"{path} is there already and is not synthetic, left as it is; choose another folder")

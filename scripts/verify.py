@@ -189,7 +189,7 @@ def verify(
         so2sat.SourceError: The source files can't be read.
     """
     repository = repository.expanduser().resolve()
-    built = _load_manifest(repository)
+    built = manifest.load_built(repository)
     report = Report(str(repository))
 
     def note(findings: Iterable[Finding]) -> None:
@@ -241,8 +241,9 @@ def repository_findings(repository: Path, built: manifest.Manifest) -> Iterator[
         return
     yield from _shard_list_findings(built, plan)
     yield from _file_findings(repository, built)
-    yield from _card_findings(repository, built, plan, files)
-    yield from _published_findings(repository, built)
+    statistics = _statistics(repository, built)
+    yield from _card_findings(repository, built, statistics, plan, files)
+    yield from _published_findings(built, statistics)
     yield from _stray_findings(repository, files, {*built.files, *built.shards, *(shard.name for shard in plan)})
 
 
@@ -267,15 +268,6 @@ def _results(tasks: Sequence[Task], workers: int) -> Iterator[Result]:
 # ┌────────────┐
 # │  Manifest  │
 # └────────────┘
-
-
-def _load_manifest(repository: Path) -> manifest.Manifest:
-    if not repository.is_dir():
-        raise CommandError(f"{repository}: no such folder, expected a repository that build.py made")
-    built = manifest.Manifest.load(repository)
-    if built is None:
-        raise CommandError(f"{repository}: no {manifest.NAME}, expected a repository that build.py made")
-    return built
 
 
 def _find_sources(folder: str, built: manifest.Manifest) -> dict[str, dict[str, str]]:
@@ -415,11 +407,10 @@ def _statistics(repository: Path, built: manifest.Manifest) -> card.Statistics |
     return configs
 
 
-def _published_findings(repository: Path, built: manifest.Manifest) -> Iterator[Finding]:
+def _published_findings(built: manifest.Manifest, statistics: card.Statistics | None) -> Iterator[Finding]:
     """Whether the statistics of the full training split are those that were published of it."""
     source = built.sources.get(so2sat.SOURCE_FILES["train"])
     full = sum(so2sat.PATCHES_PER_CLASS["train"])
-    statistics = _statistics(repository, built)
     if source is None or source.rows != full or source.synthetic or not statistics or "all" not in statistics:
         return
     columns = statistics["all"]["train"]["bands"]
@@ -458,7 +449,11 @@ def _stray_findings(repository: Path, files: Sequence[str], shards: set[str]) ->
 
 
 def _card_findings(
-    repository: Path, built: manifest.Manifest, plan: Sequence[layout.Shard], files: Sequence[str]
+    repository: Path,
+    built: manifest.Manifest,
+    statistics: card.Statistics | None,
+    plan: Sequence[layout.Shard],
+    files: Sequence[str],
 ) -> Iterator[Finding]:
     """Whether the card is what build.py would write now, and whether its globs match what they must."""
     path = repository / card.NAME
@@ -471,7 +466,6 @@ def _card_findings(
     except Exception as error:  # whatever somebody wrote there
         yield Finding(card.NAME, f"can't be read as a dataset card ({_one_line(error)}), expected Markdown with YAML")
         return
-    statistics = _statistics(repository, built)
     if statistics is None:  # which is told
         return
     rendered = card.render(built, statistics)

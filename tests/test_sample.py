@@ -360,7 +360,7 @@ def test_a_sample_is_replaced_as_a_whole(tmp_path: Path) -> None:
     paths = sample.write_sample(tmp_path, SMALL, seed=2)
     assert sorted(tmp_path.iterdir()) == sorted(paths)  # the old testing.h5 would not fit
     for path in paths:
-        with (so2sat.open_geo if so2sat.is_geo(path.name) else so2sat.open_source)(str(path)) as source:
+        with so2sat.open_file(str(path)) as source:
             assert "seed 2" in source.synthetic
 
 

@@ -283,7 +283,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(repository: Path, name: str, wher
 
 def test_no_flipped_bit_of_a_footer_ends_the_process(sound: Path, tmp_path: Path) -> None:
     """Arrow aborts when it is asked for the metadata of a column that a damaged footer describes."""
-    built = verify._load_manifest(sound)
+    built = manifest.load_built(sound)
     shard = next(shard for shard in verify._plan(built, {}) if shard.name == RGB_TEST)
     task = verify.Task(shard, tmp_path, built.shards[RGB_TEST], {}, None, same_pillow=True)
     content = (sound / RGB_TEST).read_bytes()
@@ -794,7 +794,7 @@ def test_a_source_with_a_split_more_than_the_repository_is_a_finding(
 
 
 def test_a_source_that_fails_half_way_is_a_finding(sound: Path, tmp_path: Path) -> None:
-    built = verify._load_manifest(sound)
+    built = manifest.load_built(sound)
     plan = verify._plan(built, {"all": {"test": str(tmp_path / "gone.h5")}})
     shard = next(shard for shard in plan if shard.name == ALL_TEST)
     result = verify.check_shard(verify.Task(shard, sound, built.shards[ALL_TEST], {}, None, same_pillow=True))
