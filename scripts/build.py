@@ -143,9 +143,8 @@ def build(
     records = manifest.describe(files)
     for name, record in records.items():
         print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
-    for config, splits in sources.items():
-        if absent := [split for split in so2sat.CONFIGS["all"].files if split not in splits and config == "geo"]:
-            print(f"  geo has no split {', '.join(absent)}: the file with its places is not there")
+    if "geo" in sources and (absent := [split for split in so2sat.SOURCE_FILES if split not in sources["geo"]]):
+        print(f"  geo has no split {', '.join(absent)}: the file with its places is not there")
     with _locked(output), _executor(dask, workers, output, files) as pool:
         if old != manifest.Manifest.load(output):
             raise CommandError(f"{output}: another build has changed it meanwhile; run the same command again")

@@ -166,12 +166,16 @@ def class_table(counts: Mapping[str, Sequence[int]]) -> str:
 
 def _class_tables(statistics: Statistics) -> str:
     """A table for each way in which patches are split."""
-    tables: dict[str, str] = {}
-    for config, splits in statistics.items():
-        ways = {name: so2sat.CONFIGS[name].files for name in statistics if so2sat.CONFIGS[name].content != "geo"}
-        same = [f"`{name}`" for name, files in ways.items() if files == so2sat.CONFIGS[config].files] or [f"`{config}`"]
-        tables.setdefault(", ".join(same), class_table(patches_per_class(splits)))
-    return "\n".join(f"{names}:\n\n{table}" for names, table in tables.items())
+    ways: dict[tuple[str, ...], list[str]] = {}
+    for config in statistics:
+        ways.setdefault(tuple(so2sat.CONFIGS[config].files.values()), []).append(config)
+    tables = []
+    for configs in ways.values():
+        # `geo` may lack a split that the others have.
+        same = [config for config in configs if so2sat.CONFIGS[config].content != "geo"] or configs
+        names = ", ".join(f"`{config}`" for config in same)
+        tables.append(f"{names}:\n\n{class_table(patches_per_class(statistics[same[0]]))}")
+    return "\n".join(tables)
 
 
 def patches_per_class(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:

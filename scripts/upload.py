@@ -133,8 +133,9 @@ def upload(
     remote = _tree(api, repo_id, head) if head else {}
     if ".gitignore" in remote:
         raise CommandError(f"{repo_id} has a .gitignore, by which the Hub leaves files out; delete it there")
-    changed = [addition for addition in additions if remote.get(addition.path_in_repo) != _oid(addition, remote)]
-    stale = [name for name in remote if _is_stale(name, repo_id, {addition.path_in_repo for addition in additions})]
+    changed = _changed(additions, remote)
+    kept = {addition.path_in_repo for addition in additions}
+    stale = [name for name in remote if _is_stale(name, repo_id, kept)]
     _print_plan(repo_id, revision, head, additions, changed, stale, remote)
     expected = _Expected(api, repo_id, additions, stale)
     if dry_run:
@@ -175,16 +176,18 @@ def upload(
 
 def _read(folder: Path) -> tuple[manifest.Manifest, list[CommitOperationAdd]]:
     """The manifest of a repository and every file of it, the card last."""
-    built = manifest.Manifest.load(folder) if folder.is_dir() else None
-    if built is None:
-        raise CommandError(f"{folder}: no {manifest.NAME}, expected a repository that build.py made")
+    built = manifest.load_built(folder)
     additions = []
-    for name in [*sorted({*built.files, *built.shards}), manifest.NAME, card.NAME]:
-        path = folder / name
-        if not path.is_file():
-            raise CommandError(f"{path}: missing, expected it as {manifest.NAME} lists it; run build.py again")
-        # What is small is kept, so that what is committed is what was checked, whatever becomes of the folder.
-        additions.append(CommitOperationAdd(name, path if name in built.shards else path.read_bytes()))
+    total = sum(record.bytes for record in built.shards.values())
+    with tqdm.tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
+        for name in [*sorted({*built.files, *built.shards}), manifest.NAME, card.NAME]:
+            path = folder / name
+            if not path.is_file():
+                raise CommandError(f"{path}: missing, expected it as {manifest.NAME} lists it; run build.py again")
+            # It computes the checksum. What is small is kept, so that what is committed is what was checked, whatever
+            # becomes of the folder.
+            additions.append(CommitOperationAdd(name, path if name in built.shards else path.read_bytes()))
+            bar.update(additions[-1].upload_info.size if name in built.shards else 0)
     return built, additions
 
 
@@ -208,15 +211,12 @@ def _check_sums(additions: Sequence[CommitOperationAdd], built: manifest.Manifes
         CommandError: One has another.
     """
     sha256 = {**built.files, **{name: record.sha256 for name, record in built.shards.items()}}
-    total = sum(addition.upload_info.size for addition in additions)
-    with tqdm.tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
-        for addition in additions:
-            name, found = addition.path_in_repo, addition.upload_info.sha256.hex()
-            if found != sha256.get(name, found):
-                raise CommandError(
-                    f"{name}: sha256 {found[:16]}…, expected {sha256[name][:16]}…; nothing was sent: run build.py again"
-                )
-            bar.update(addition.upload_info.size)
+    for addition in additions:
+        name, found = addition.path_in_repo, addition.upload_info.sha256.hex()
+        if found != sha256.get(name, found):
+            raise CommandError(
+                f"{name}: sha256 {found[:16]}…, expected {sha256[name][:16]}…; nothing was sent: run build.py again"
+            )
 
 
 def _states(folder: Path, built: manifest.Manifest) -> list[tuple[int, int, int]]:
@@ -306,6 +306,11 @@ def _oid(addition: CommitOperationAdd, remote: dict[str, str]) -> str:
         return git_hash(file.read())
 
 
+def _changed(additions: Sequence[CommitOperationAdd], remote: dict[str, str]) -> list[CommitOperationAdd]:
+    """The files that the tree of a commit lacks or has otherwise."""
+    return [addition for addition in additions if remote.get(addition.path_in_repo) != _oid(addition, remote)]
+
+
 def _is_stale(name: str, repo_id: str, kept: set[str]) -> bool:
     """Whether a file on the Hub is one that an upload left which is no more, or that breaks the dataset."""
     if name in kept:
@@ -325,7 +330,7 @@ class _Expected:
     def differences(self, commit: str) -> list[str]:
         """Files of a commit that are not what they must be."""
         remote = _tree(self.api, self.repo_id, commit)
-        wrong = [file.path_in_repo for file in self.additions if remote.get(file.path_in_repo) != _oid(file, remote)]
+        wrong = [addition.path_in_repo for addition in _changed(self.additions, remote)]
         return wrong + sorted(self.stale.intersection(remote))
 
     def in_pull_requests(self) -> tuple[str, str] | None:
