@@ -728,9 +728,12 @@ def to_rgb(sen2: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     Returns:
         Pixels in the order red, green, blue, shape (..., 3), uint8.
     """
-    scaled = sen2[..., RGB_BANDS].astype(np.float64) * CALIBRATION_FACTOR
+    # Unlike sen2[..., RGB_BANDS], take keeps the channels of a pixel side by side, as image encoders want them.
+    pixels = np.take(sen2, RGB_BANDS, axis=-1).astype(np.float64)
+    pixels *= CALIBRATION_FACTOR
     # fmax and fmin, unlike clip, drop NaN, whose conversion to an integer is undefined.
-    return np.fmin(np.fmax(scaled, 0.0), 255.0).astype(np.uint8)
+    np.fmin(np.fmax(pixels, 0.0, out=pixels), 255.0, out=pixels)
+    return pixels.astype(np.uint8)
 
 
 def to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -748,10 +751,11 @@ IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
 
 def encode_images(pixels: npt.NDArray[np.uint8], image_format: str) -> list[bytes]:
     """Encodes patches of shape (rows, 32, 32, 3), uint8, as image files in one of IMAGE_FORMATS."""
-    files = []
+    files, image = [], PIL.Image.new("RGB", pixels.shape[2:0:-1])  # one for all, as to make one takes time too
     for patch in pixels:
+        image.frombytes(patch.tobytes())
         buffer = io.BytesIO()
-        PIL.Image.fromarray(patch).save(buffer, **IMAGE_FORMATS[image_format])
+        image.save(buffer, **IMAGE_FORMATS[image_format])
         files.append(buffer.getvalue())
     return files
 

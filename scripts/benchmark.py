@@ -11,8 +11,10 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import psutil
+import tqdm
 
 import command
 import sample
@@ -34,6 +38,7 @@ CONTENDERS = Path(__file__).with_name("contenders.py")
 FOLDER = Path(__file__).parents[1] / "build" / "benchmark"  # temporary files, and the environment of TFDS
 TFDS_PACKAGES = ("tensorflow-cpu", "tensorflow-datasets==4.9.10", "importlib_resources", "h5py")
 DELAY = 0.05  # seconds that the server waits before it answers
+SEND_BUFFER = 1 << 16  # bytes that the server sends ahead of what the client has taken
 SHARES = (1, 2, 4, 8)  # of eighths of the training split, to see whether time grows with rows
 
 PEERS: Mapping[str, str] = {
@@ -55,7 +60,7 @@ TASKS: Mapping[str, str] = {
 
 EXAMPLES = """\
   python scripts/benchmark.py                                   everything but TFDS, 8,192 synthetic rows
-  python scripts/benchmark.py --peers tfds loop floor --rounds 5
+  python scripts/benchmark.py --peers all --rows 32768          TFDS too, and more rows
   python scripts/benchmark.py --tasks stream shuffle --json build/benchmark.json
   python scripts/benchmark.py --input data --tasks convert      with files of your own: the official ones take days
 """
@@ -76,8 +81,7 @@ class Case:
         function: What contenders.py runs.
         peer: One of PEERS, empty for this project.
         arguments: Of the function, besides paths.
-        needs: Form that it reads, of FORMS; the source files if empty.
-        makes: Form that its output is, of contenders.FORMS, if there is one to compare.
+        reads: Name of the case of task convert whose output it reads; the HDF5 files if empty.
     """
 
     task: str
@@ -86,72 +90,90 @@ class Case:
     function: str
     peer: str = ""
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    needs: str = ""
-    makes: str = ""
+    reads: str = ""
+
+
+# Names of what others read or are compared with.
+PARQUET, ARROW, DEFAULT, TFDS = "Parquet, 1 worker", "builder → Arrow", "Arrow → default Parquet", "TFDS → TFRecord"
+LOOP, ENCODE, JPEG = "row by row → Arrow", "floor: encode", "floor: JPEG"
+FIRST_LOOK = "Parquet, first look"
+
+# How the output of a case is read: one of contenders.FORMS.
+FORMS: Mapping[str, str] = {
+    PARQUET: "repository",
+    "Parquet, 2 workers": "repository",
+    ARROW: "arrow",
+    "builder → Arrow, 2 processes": "arrow",
+    LOOP: "arrow",
+    "load_dataset('hdf5') → Arrow": "arrow",
+    DEFAULT: "default parquet",
+    TFDS: "records",
+}
 
 
 def _cases() -> Iterator[Case]:
     for config in ("all", "rgb"):
-        yield Case("convert", config, "Parquet, 1 worker", "build", arguments={"workers": 1}, makes="repository")
-        yield Case("convert", config, "Parquet, 2 workers", "build", arguments={"workers": 2}, makes="repository")
-        yield Case("convert", config, "builder → Arrow", "builder", makes="arrow")
-        yield Case("convert", config, "builder → Arrow, 2 proc.", "builder", arguments={"workers": 2}, makes="arrow")
-        yield Case("convert", config, "row by row → Arrow", "loop", "loop", makes="arrow")
+        yield Case("convert", config, PARQUET, "build", arguments={"workers": 1})
+        yield Case("convert", config, "Parquet, 2 workers", "build", arguments={"workers": 2})
+        yield Case("convert", config, ARROW, "builder")
+        yield Case("convert", config, "builder → Arrow, 2 processes", "builder", arguments={"workers": 2})
+        yield Case("convert", config, LOOP, "loop", "loop")
         if config == "all":
-            yield Case("convert", config, "load_dataset('hdf5')", "hdf5", "hdf5", makes="arrow")
-        yield Case(
-            *("convert", config, "Arrow → default Parquet", "default_parquet", "parquet"),
-            needs="arrow",
-            makes="default parquet",
-        )
-        yield Case("convert", config, "TFDS → TFRecord", "tfds_build", "tfds", makes="records")
+            yield Case("convert", config, "load_dataset('hdf5') → Arrow", "hdf5", "hdf5")
+        yield Case("convert", config, DEFAULT, "default_parquet", "parquet", reads=ARROW)
+        yield Case("convert", config, TFDS, "tfds_build", "tfds")
         yield Case("convert", config, "floor: read HDF5", "read_floor", "floor")
-        encoder = ("encode", "encode_floor") if config == "all" else ("JPEG", "jpeg_floor")
-        yield Case("convert", config, f"floor: {encoder[0]}", encoder[1], "floor")
+        name, function = (ENCODE, "encode_floor") if config == "all" else (JPEG, "jpeg_floor")
+        yield Case("convert", config, name, function, "floor")
     for config, columns in (("all", None), ("rgb", None), ("sentinel2", ["sentinel2", "label"])):
         arguments = {"size": 128, "columns": columns}
-        yield Case("stream", config, "Parquet", "epoch", arguments=arguments, needs="repository")
-        yield Case("stream", config, "builder, from HDF5", "epoch", arguments=arguments, needs="source")
-        yield Case("stream", config, "default Parquet", "epoch", "parquet", arguments, "default parquet")
+        yield _epoch("stream", config, "Parquet", PARQUET, arguments)
+        yield _epoch("stream", config, "prepared Arrow", ARROW, arguments)
+        yield _epoch("stream", config, "builder, from HDF5", "", {**arguments, "form": "source"})
+        yield _epoch("stream", config, "default Parquet", DEFAULT, arguments, "parquet")
         if config != "rgb":
-            yield Case("stream", config, "load_dataset('hdf5')", "epoch", "hdf5", arguments, "hdf5 stream")
-        yield Case("stream", config, "TFDS", "epoch", "tfds", arguments, "records")
+            yield _epoch("stream", config, "load_dataset('hdf5')", "", {**arguments, "form": "hdf5 stream"}, "hdf5")
+        yield _epoch("stream", config, "TFDS", TFDS, arguments, "tfds")
+    shuffled = {"size": 64, "shuffle": True}
     for config in ("all", "rgb"):
-        arguments = {"size": 64, "shuffle": True}
-        yield Case("shuffle", config, "Arrow, map style", "epoch", arguments=arguments, needs="arrow")
-        yield Case("shuffle", config, "Parquet, shuffled stream", "epoch", arguments=arguments, needs="repository")
         if config == "all":
-            yield Case("shuffle", config, "HDF5 by row", "epoch", "random", {"size": 64}, "hdf5 rows")
-        yield Case("shuffle", config, "TFDS, file order", "epoch", "tfds", {"size": 64}, "records")
-        yield Case("shuffle", config, "TFDS, shuffled", "epoch", "tfds", arguments, "records")
-        for workers in (0, 2) if config == "all" else ():
-            loader = {"size": 64, "loader_workers": workers}
-            end = f", DataLoader {workers}"
-            shuffled = {**loader, "shuffle": True}
-            yield Case("shuffle", config, f"Arrow{end}", "epoch", "torch", shuffled, "arrow")
-            yield Case(
-                "shuffle", config, f"Arrow by batch{end}", "epoch", "torch", {**shuffled, "whole": True}, "arrow"
-            )
-            yield Case("shuffle", config, f"Parquet stream{end}", "epoch", "torch", shuffled, "repository")
-            yield Case("shuffle", config, f"HDF5 by row{end}", "epoch", "torch", loader, "hdf5 rows")
+            yield _epoch("shuffle", config, "Arrow, views", ARROW, {"size": 64, "form": "views"})
+            yield _epoch("shuffle", config, "Arrow, map style", ARROW, shuffled)
+            yield _epoch("shuffle", config, "Parquet, in blocks of 4,096", PARQUET, {"size": 64, "block": 4096})
+        else:
+            yield _epoch("shuffle", config, "Arrow, map style", ARROW, shuffled)
+        yield _epoch("shuffle", config, "Parquet, stream.shuffle", PARQUET, shuffled)
+        if config == "all":
+            yield _epoch("shuffle", config, "HDF5 by row", "", {"size": 64, "form": "hdf5 rows"}, "random")
+        yield _epoch("shuffle", config, "TFDS, file order", TFDS, {"size": 64}, "tfds")
+        yield _epoch("shuffle", config, "TFDS, shuffled", TFDS, shuffled, "tfds")
+    for workers in (0, 2):
+        loader, end = {"size": 64, "loader_workers": workers}, f", DataLoader {workers}"
+        yield _epoch("shuffle", "all", f"Arrow, views{end}", ARROW, {**loader, "form": "views"}, "torch")
+        yield _epoch("shuffle", "all", f"Arrow by batch{end}", ARROW, {**loader, "shuffle": True}, "torch")
+        yield _epoch("shuffle", "all", f"Parquet, in blocks{end}", PARQUET, {**loader, "block": 4096}, "torch")
+        yield _epoch("shuffle", "all", f"Parquet, stream.shuffle{end}", PARQUET, {**loader, "shuffle": True}, "torch")
+        yield _epoch("shuffle", "all", f"HDF5 by row{end}", "", {**loader, "form": "hdf5 rows"}, "torch")
     for config in ("all", "rgb"):
-        yield Case("http", config, "Parquet", "first_example", needs="repository")
-        yield Case("http", config, "default Parquet", "first_example", "parquet", needs="default parquet")
+        for name, reads, peer in (("Parquet", PARQUET, ""), ("default Parquet", DEFAULT, "parquet")):
+            yield Case("http", config, f"{name}, first look", "first_example", peer, {"first_look": True}, reads)
+            yield Case("http", config, name, "first_example", peer, {}, reads)
     for share in SHARES:
-        yield Case("growth", "all", f"Parquet, {share}/8 of rows", "build", arguments={"workers": 1, "share": share})
+        yield Case("growth", "all", f"Parquet, {share}/8 of rows", "build", "", {"workers": 1, "share": share})
     for share in SHARES:
-        yield Case("growth", "all", f"builder → Arrow, {share}/8", "builder", arguments={"share": share})
+        yield Case("growth", "all", f"{ARROW}, {share}/8", "builder", "", {"share": share})
+
+
+def _epoch(task: str, config: str, name: str, reads: str, arguments: Mapping[str, Any], peer: str = "") -> Case:
+    return Case(task, config, name, "epoch", peer, {"form": FORMS.get(reads, ""), **arguments}, reads)
 
 
 CASES = tuple(_cases())
 
-# What makes the forms that other tasks read, where it was not measured: the first case with that output.
-FORM_MAKERS = {(case.makes, case.config): case for case in reversed(CASES) if case.makes and case.peer != "hdf5"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """A bound of a ratio: that of a contender to another of the same task and config, or of a figure alone."""
+    """A bound of a figure of one case, or of its ratio to that of another case of the same task and config."""
 
     text: str
     bound: float
@@ -163,31 +185,29 @@ class Goal:
     at_most: bool = False
 
 
-_BUILD, _ARROW = "Parquet, 1 worker", "builder → Arrow"
 GOALS = (
-    Goal("all → Parquet, 1 worker: × TFDS", 12, "convert", "all", _BUILD, "TFDS → TFRecord"),
-    Goal("all → Parquet, 1 worker: × row by row", 1.6, "convert", "all", _BUILD, "row by row → Arrow"),
-    Goal("all → Parquet, 1 worker: share of the encoding floor", 0.75, "convert", "all", _BUILD, "floor: encode"),
-    Goal("all → Parquet, 2 workers: × 1 worker", 1.8, "convert", "all", "Parquet, 2 workers", _BUILD),
-    Goal("rgb → Parquet, 1 worker: × TFDS", 5, "convert", "rgb", _BUILD, "TFDS → TFRecord"),
-    Goal("rgb → Parquet, 1 worker: × row by row", 2.5, "convert", "rgb", _BUILD, "row by row → Arrow"),
-    Goal("rgb → Parquet, 1 worker: share of the JPEG floor", 0.6, "convert", "rgb", _BUILD, "floor: JPEG"),
-    Goal("builder → Arrow, all: × TFDS", 10, "convert", "all", _ARROW, "TFDS → TFRecord"),
-    Goal("builder → Arrow, all: × row by row", 1.3, "convert", "all", _ARROW, "row by row → Arrow"),
-    Goal("bytes of all: share of the HDF5", 0.31, "convert", "all", _BUILD, "", "share_of_source", at_most=True),
-    Goal("stream all, batches of 128: × TFDS", 1.8, "stream", "all", "Parquet", "TFDS"),
+    Goal("all → Parquet, 1 worker: × TFDS", 12, "convert", "all", PARQUET, TFDS),
+    Goal("all → Parquet, 1 worker: × row by row", 1.6, "convert", "all", PARQUET, LOOP),
+    Goal("all → Parquet, 1 worker: share of the encoding floor", 0.75, "convert", "all", PARQUET, ENCODE),
+    Goal("all → Parquet, 2 workers: × 1 worker", 1.8, "convert", "all", "Parquet, 2 workers", PARQUET),
+    Goal("rgb → Parquet, 1 worker: × TFDS", 5, "convert", "rgb", PARQUET, TFDS),
+    Goal("rgb → Parquet, 1 worker: × row by row", 2.5, "convert", "rgb", PARQUET, LOOP),
+    Goal("rgb → Parquet, 1 worker: share of the JPEG floor", 0.6, "convert", "rgb", PARQUET, JPEG),
+    Goal("all → Arrow, 1 process: × TFDS", 10, "convert", "all", ARROW, TFDS),
+    Goal("all → Arrow, 1 process: × row by row", 1.3, "convert", "all", ARROW, LOOP),
+    Goal("bytes of all as Parquet: share of the HDF5", 0.31, "convert", "all", PARQUET, "", "share_of_source", True),
+    Goal("stream all from Parquet: × TFDS", 1.8, "stream", "all", "Parquet", "TFDS"),
+    Goal("stream all from prepared Arrow: × TFDS", 1.8, "stream", "all", "prepared Arrow", "TFDS"),
+    Goal("shuffled epoch from Arrow: × TFDS in file order", 1.2, "shuffle", "all", "Arrow, views", "TFDS, file order"),
+    Goal("shuffled epoch from Arrow: × HDF5 by row", 3, "shuffle", "all", "Arrow, views", "HDF5 by row"),
+    Goal("first example over HTTP: MB", 8, "http", "all", FIRST_LOOK, "", "megabytes", True),
     Goal(
-        "shuffled epoch from Arrow: × TFDS in file order", 1.2, "shuffle", "all", "Arrow, map style", "TFDS, file order"
+        *("first example over HTTP: share of default Parquet's bytes", 0.25, "http", "all"),
+        *(FIRST_LOOK, "default Parquet, first look", "megabytes", True),
     ),
-    Goal("shuffled epoch from Arrow: × HDF5 by row", 3, "shuffle", "all", "Arrow, map style", "HDF5 by row"),
-    Goal("first example over HTTP: MB", 8, "http", "all", "Parquet", "", "megabytes", at_most=True),
     Goal(
-        *("first example over HTTP: share of default Parquet's bytes", 0.25, "http", "all", "Parquet"),
-        *("default Parquet", "megabytes", True),
-    ),
-    Goal(
-        *("time per row: all rows against an eighth", 1.1, "growth", "all", "Parquet, 8/8 of rows"),
-        *("Parquet, 1/8 of rows", "seconds_per_row", True),
+        *("time per row: all rows against an eighth", 1.1, "growth", "all"),
+        *("Parquet, 8/8 of rows", "Parquet, 1/8 of rows", "seconds_per_row", True),
     ),
 )
 
@@ -205,22 +225,27 @@ class Results:
     rounds: dict[Case, Rounds] = dataclasses.field(default_factory=dict)
     failures: dict[Case, str] = dataclasses.field(default_factory=dict)
 
-    def find(self, task: str, config: str, name: str) -> Case:
-        """Finds a case by what identifies it."""
-        return next(case for case in CASES if (case.task, case.config, case.name) == (task, config, name))
+    def of(self, task: str, config: str, name: str) -> Rounds:
+        """The figures of a case, none if it was not measured."""
+        return self.rounds.get(find(task, config, name), [])
+
+
+def find(task: str, config: str, name: str) -> Case:
+    """Finds a case by what identifies it."""
+    return next(case for case in CASES if (case.task, case.config, case.name) == (task, config, name))
 
 
 def ratio(ours: Rounds, other: Rounds, figure: str) -> float | None:
     """Median of the ratios of a figure, round by round, as what disturbs a round disturbs both; None without rounds."""
-    pairs = [(one[figure], two[figure]) for one, two in zip(ours, other) if figure in one and figure in two]
+    pairs = [(one[figure], two[figure]) for one, two in zip(ours, other)]
     return statistics.median(one / two for one, two in pairs) if pairs else None
 
 
 def measured(goal: Goal, results: Results) -> float | None:
     """What a goal is about, None if it was not measured."""
-    ours = results.rounds.get(results.find(goal.task, goal.config, goal.ours), [])
+    ours = results.of(goal.task, goal.config, goal.ours)
     if goal.peer:
-        return ratio(ours, results.rounds.get(results.find(goal.task, goal.config, goal.peer), []), goal.figure)
+        return ratio(ours, results.of(goal.task, goal.config, goal.peer), goal.figure)
     return statistics.median(figures[goal.figure] for figures in ours) if ours else None
 
 
@@ -240,29 +265,33 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+# What a report shows after the speed: heading, figure and format.
+COLUMNS = (("imports s", "imports", ".1f"), ("peak MB", "peak_megabytes", ",.0f"))
+SIZE = ("bytes/row", "bytes_per_row", ",.0f")
+TRAFFIC = (("requests", "requests", ".0f"), ("MB", "megabytes", ".1f"))
+
+
 def report(results: Results, task: str, config: str) -> str:
     """Table of the contenders at a task."""
+    speed, digits = ("seconds", ".2f") if task == "http" else ("rate", ",.0f")
+    columns = (*COLUMNS, *(TRAFFIC if task == "http" else (SIZE,) if task in ("convert", "growth") else ()))
     cases = [case for case in CASES if (case.task, case.config) == (task, config)]
-    rows = [["", "rows/s", "least", "most", "first / it", "start s", "peak MB", "bytes/row"]]
-    if task == "http":
-        rows = [["", "seconds", "least", "most", "first / it", "start s", "requests", "MB"]]
-    first = results.rounds.get(cases[0], [])
-    notes = []
+    rows = [
+        ["", "seconds" if task == "http" else "rows/s", "least", "most", "first / it", *(name for name, *_ in columns)]
+    ]
+    first, notes = results.rounds.get(cases[0], []), []
     for case in cases:
         if case in results.failures:
             notes.append(f"  {case.name}: {results.failures[case]}")
         elif rounds := results.rounds.get(case):
-            middle = {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
-            speeds = [figures["seconds" if task == "http" else "rate"] for figures in rounds]
-            digits = ".2f" if task == "http" else ",.0f"
-            relative = ratio(first, rounds, "seconds" if task == "http" else "rate")
-            last = ("requests", "megabytes") if task == "http" else ("peak_megabytes", "bytes_per_row")
-            rows.append(
-                [case.name]
-                + [f"{speed:{digits}}" for speed in (statistics.median(speeds), min(speeds), max(speeds))]
-                + [f"{relative:.2f}" if relative else "", f"{middle['imports']:.1f}"]
-                + [f"{middle[name]:,.{1 if name == 'megabytes' else 0}f}" if name in middle else "" for name in last]
-            )
+            speeds = [figures[speed] for figures in rounds]
+            relative = ratio(first, rounds, speed)
+            row = [case.name, *(f"{value:{digits}}" for value in (statistics.median(speeds), min(speeds), max(speeds)))]
+            row.append("" if relative is None else f"{relative:.2f}")
+            for _, figure, format_ in columns:
+                values = [figures[figure] for figures in rounds if figure in figures]
+                row.append(f"{statistics.median(values):{format_}}" if values else "")
+            rows.append(row)
     return "\n".join([f"{task} {config}: {TASKS[task]}", table(rows), *notes, ""])
 
 
@@ -312,6 +341,12 @@ class Server(http.server.ThreadingHTTPServer):
         self.folder, self.requests, self.bytes = folder, 0, 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def get_request(self) -> tuple[Any, Any]:
+        """Takes a connection, on which little is sent that the client never reads."""
+        connection, address = super().get_request()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        return connection, address
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stays quiet about clients that hang up."""
 
@@ -339,7 +374,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             with path.open("rb") as file:
                 file.seek(first)
                 while first <= last:
-                    block = file.read(min(1 << 16, last - first + 1))
+                    block = file.read(min(SEND_BUFFER, last - first + 1))
                     self.wfile.write(block)
                     first += len(block)
                     self.server.bytes += len(block)
@@ -351,14 +386,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Bench:
-    """Runs cases; all that is written goes to a temporary folder."""
+    """Runs cases. All that is written goes to a temporary folder, where what other cases read is kept."""
 
     def __init__(self, folder: Path, source: Path, peers: Sequence[str]) -> None:
         """Takes the temporary folder, the folder of the source files and the peers to measure."""
         self.folder, self.source, self.peers = folder, source, peers
         self.results = Results()
-        self.forms: dict[tuple[str, str], Path] = {}
-        self.fingerprints: dict[str, Any] = {}
+        self.fingerprints: dict[str, Any] = {}  # of the source files, by config
         self.verified: set[Case] = set()
         self.rows: dict[str, int] = {}
         self.source_bytes = 0
@@ -367,7 +401,7 @@ class Bench:
                 with so2sat.open_source(str(source / name)) as file:
                     self.rows[split] = file.rows
                     self.source_bytes += file.bytes
-        self.tfds_python: Path | str = "TFDS was not asked for"
+        self.tfds_python = make_tfds_environment() if "tfds" in peers else "TFDS was not asked for"
 
     def measure(self, task: str, config: str, rounds: int) -> None:
         """Runs the contenders of a task in turn, again and again."""
@@ -377,86 +411,70 @@ class Bench:
                 self.results.failures[case] = f"not asked for (--peers {case.peer})"
             elif case.peer == "torch" and not importlib.util.find_spec("torch"):
                 self.results.failures[case] = "can't run: torch is not installed"
-        for number in range(rounds):
-            for case in cases:
+        turns = [case for _ in range(rounds) for case in cases if case not in self.results.failures]
+        for path in self.source.glob("*.h5"):
+            with path.open("rb") as file:  # into the page cache
+                while file.read(1 << 24):
+                    pass
+        with tqdm.tqdm(turns, desc=f"{task} {config}", disable=None, leave=False, dynamic_ncols=True) as bar:
+            for case in bar:
+                bar.set_postfix_str(case.name)
                 if case not in self.results.failures:
-                    print(f"\r\033[K{task} {config}, round {number + 1}/{rounds}: {case.name}", end="", file=sys.stderr)
                     try:
                         self.results.rounds.setdefault(case, []).append(self._run(case))
                     except Failure as error:
                         self.results.failures[case] = f"can't run: {error}"
                         self.results.rounds.pop(case, None)
-        print("\r\033[K", end="", file=sys.stderr)
 
     def _run(self, case: Case) -> dict[str, float]:
+        if case.function == "first_example":
+            return self._first_example(case)
         arguments, source, rows = dict(case.arguments), self.source, sum(self.rows.values())
-        if case.peer:
+        if case.peer:  # none of them makes a test split
             rows -= self.rows.get("test", 0)
         if "share" in arguments:
             source, rows = self._part(arguments.pop("share"))
-        output = self.folder / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        os.sync()  # what others have written is on the disk
-        output.mkdir()
-        target = output / "so2sat" if case.function == "build" else output
-        if case.function == "first_example":
-            return self._first_example(self.form(case.needs, case.config))
-        if case.needs:
-            arguments.update({"path": str(self.form(case.needs, case.config))})
-        else:
-            arguments["source"] = str(source)
+        arguments["path"] = str(self._output(case) if case.reads else source)
         arguments["config"] = case.config if case.config in so2sat.CONFIGS else "all"
-        if case.function == "epoch":
-            arguments["form"] = case.needs
-        elif not case.function.endswith("read_floor") and case.function != "jpeg_floor":
-            arguments["output"] = str(target)
+        output = None
+        if case.task in ("convert", "growth"):
+            output = self._folder(case)
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir(parents=True)
+            arguments["output"] = str(output)
+            os.sync()  # what others have written is on the disk
         figures = self.child(case.function, arguments, tfds=case.peer == "tfds")
         labels = figures.pop("labels", None)
+        if labels is not None and (figures["rows"], labels) != (self.rows["train"], self._reference("all")["labels"]):
+            raise CommandError(f"{case.task} {case.name}: gave other rows or labels than the source has")
         rows = int(figures.setdefault("rows", rows))
         figures["rate"], figures["seconds_per_row"] = rows / figures["seconds"], figures["seconds"] / rows
-        if case.task in ("convert", "growth"):
+        if output:
             size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
             if size:
                 figures["bytes_per_row"] = size / rows
                 figures["share_of_source"] = size / rows / (self.source_bytes / sum(self.rows.values()))
-        if case.makes:
-            self._verify(case, target)
-            if FORM_MAKERS[case.makes, case.config].peer == case.peer and (case.makes, case.config) not in self.forms:
-                self.forms[case.makes, case.config] = self._keep(case.makes, case.config, target)
-        elif labels is not None and (figures["rows"], labels) != (self.rows["train"], self._reference("all")["labels"]):
-            raise CommandError(f"{case.task} {case.name}: gave other rows or labels than the source has")
-        shutil.rmtree(output)
+            if case.task == "convert" and case.name in FORMS:
+                self._verify(case)
+            if not any((case.name, case.config) == (other.reads, other.config) for other in CASES):
+                shutil.rmtree(output)
         return figures
 
-    def form(self, name: str, config: str) -> Path:
-        """Path of a form of the data, made now if it was not before."""
-        if name in ("source", "hdf5 stream", "hdf5 rows"):
-            return self.source
-        config = config if config in so2sat.CONFIGS else "all"
-        if (name, config) not in self.forms:
-            case = FORM_MAKERS[name, config]
-            if case in self.results.failures:
-                raise Failure(f"no {name} to read: {self.results.failures[case]}")
-            target = self.folder / "making" / "so2sat"
-            target.parent.mkdir()
-            path = {"path": str(self.form(case.needs, config))} if case.needs else {"source": str(self.source)}
-            if case.function != "build":
-                target.mkdir()
-            arguments = {**case.arguments, **path, "output": str(target), "config": config}
-            self.child(case.function, arguments, tfds=case.peer == "tfds")
-            self._verify(case, target)
-            self.forms[name, config] = self._keep(name, config, target)
-            shutil.rmtree(self.folder / "making")
-        return self.forms[name, config]
+    def _folder(self, case: Case) -> Path:
+        return self.folder / re.sub(r"\W+", "-", f"{case.task} {case.config} {case.name}").strip("-")
 
-    def _keep(self, name: str, config: str, path: Path) -> Path:
-        kept = self.folder / "forms" / f"{name} {config}".replace(" ", "-") / "so2sat"
-        kept.parent.mkdir(parents=True)
-        return path.rename(kept)
+    def _output(self, case: Case) -> Path:
+        """Folder with what a case reads, made now if it was not before."""
+        maker = find("convert", case.config if case.config in so2sat.CONFIGS else "all", case.reads)
+        if maker in self.results.failures:
+            raise Failure(f"nothing to read, {maker.name}: {self.results.failures[maker]}")
+        if not self._folder(maker).exists():
+            self._run(maker)
+        return self._folder(maker)
 
     def _part(self, share: int) -> tuple[Path, int]:
         """Folder with so many eighths of the training split, and its rows in all."""
-        folder, train = self.folder / f"part-{share}", self.rows["train"] * share // max(SHARES)
+        folder, train = self.folder / f"part {share}", self.rows["train"] * share // max(SHARES)
         few = min(self.rows["validation"], len(so2sat.LABELS))
         if not folder.exists():
             folder.mkdir()
@@ -471,12 +489,12 @@ class Bench:
                     new.attrs.update(old.attrs)
         return folder, train + few
 
-    def _first_example(self, path: Path) -> dict[str, float]:
-        files = sorted(path.rglob("train*.parquet"))
-        with Server(path) as server:
-            base = f"http://127.0.0.1:{server.server_port}"
-            urls = [f"{base}/{file.relative_to(path).as_posix()}" for file in files]
-            figures = self.child("first_example", {"urls": urls})
+    def _first_example(self, case: Case) -> dict[str, float]:
+        folder = self._output(case)
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("train*.parquet"))
+        with Server(folder) as server:
+            urls = [f"http://127.0.0.1:{server.server_port}/{file}" for file in files]
+            figures = self.child("first_example", {"urls": urls, **case.arguments})
             server.shutdown()
         return {**figures, "requests": server.requests, "megabytes": server.bytes / 1e6}
 
@@ -486,10 +504,10 @@ class Bench:
             self.fingerprints[config] = self.child("fingerprint", arguments)
         return self.fingerprints[config]
 
-    def _verify(self, case: Case, path: Path) -> None:
+    def _verify(self, case: Case) -> None:
         """Makes sure, once, that a contender wrote the rows of the source."""
         if case not in self.verified:
-            arguments = {"form": case.makes, "path": str(path), "config": case.config}
+            arguments = {"form": FORMS[case.name], "path": str(self._folder(case)), "config": case.config}
             found = self.child("fingerprint", arguments, tfds=case.peer == "tfds")
             # JPEG encoders differ; a patch's mean does not by a grey level.
             wrong = differences(self._reference(case.config), found, 1 if case.config == "rgb" else 1e-4)
@@ -534,29 +552,27 @@ class Bench:
             lines = [line.strip() for line in err.splitlines() if line.strip()]
             raise Failure(lines[-1][:300] if lines else f"ended with {process.returncode}")
         figures: dict[str, Any] = json.loads(out.splitlines()[-1])
-        return {**figures, "peak_megabytes": peak.bytes / 1e6} if peak.bytes else figures
+        return {**figures, "peak_megabytes": peak.bytes / 1e6}
 
 
 class Peak(threading.Thread):
-    """Watches how much memory the processes of a session hold together; 0 bytes where there is no /proc."""
+    """Watches how much memory a process and its children hold together, what they share counted for each."""
 
-    def __init__(self, session: int) -> None:
+    def __init__(self, pid: int) -> None:
         """Starts to watch."""
         super().__init__(daemon=True)
-        self.bytes, self._session, self._stopped = 0, session, threading.Event()
+        self.bytes, self._process, self._stopped = 0, psutil.Process(pid), threading.Event()
         self.start()
 
     def run(self) -> None:
         """Looks ten times a second."""
         while not self._stopped.wait(0.1):
             total = 0
-            for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                except OSError:  # it has ended
-                    continue
-                if int(fields[3]) == self._session:
-                    total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+            try:
+                for process in [self._process, *self._process.children(recursive=True)]:
+                    total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
             self.bytes = max(self.bytes, total)
 
     def stop(self) -> None:
@@ -596,11 +612,23 @@ def about(bench: Bench) -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
-    names = ("datasets", "pyarrow", "numpy", "h5py", "pillow", "huggingface_hub")
+    names = [
+        "datasets",
+        "pyarrow",
+        "numpy",
+        "h5py",
+        "pillow",
+        *(["torch"] if importlib.util.find_spec("torch") else []),
+    ]
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    if isinstance(bench.tfds_python, Path):
+        code = "import importlib.metadata as m; print(m.version('tensorflow-cpu'), m.version('tensorflow-datasets'))"
+        found = subprocess.run([bench.tfds_python, "-c", code], check=True, capture_output=True, text=True).stdout
+        versions |= dict(zip(("tensorflow-cpu", "tensorflow-datasets"), found.split()))
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} × {processor}, {platform.platform()}",
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}},
+        "versions": versions,
         "input": {"rows": bench.rows, "bytes": bench.source_bytes, "folder": str(bench.source)},
     }
 
@@ -610,9 +638,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = [f"  {name:8} {text}" for name, text in [("tasks:", ""), *TASKS.items(), ("peers:", ""), *PEERS.items()]]
     parser = command.parser(
         "Measures this project against other ways to do the same. Contenders take turns, each in a process of its own;"
-        " ratios are medians over the rounds. Interpreter start and imports are not in the rates, and neither is the"
-        " start of build.py's workers. Sources and forms are in the page cache; what was written is on the disk before"
-        " the next contender starts. A second epoch is timed, not the first.",
+        " ratios are medians over the rounds. What is the same for any number of rows is not in the rates: interpreter"
+        " start and imports, the start of build.py's workers and the card's pictures. Sources and forms are in the page"
+        " cache; what was written is on the disk before the next contender starts. Of epochs the second is timed.",
         EXAMPLES + "\n" + "\n".join(listed),
     )
     parser.add_argument("--rows", type=int, default=8192, help="of the synthetic training split (default: %(default)s)")
@@ -620,7 +648,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help="see below")
     peers = [peer for peer in PEERS if peer != "tfds"]
     parser.add_argument(
-        "--peers", nargs="*", choices=PEERS, default=peers, metavar="PEER", help="default: all but tfds"
+        "--peers",
+        nargs="*",
+        choices=[*PEERS, "all"],
+        default=peers,
+        metavar="PEER",
+        help="see below (default: all but tfds)",
     )
     parser.add_argument("--input", type=Path, metavar="FOLDER", help="with source files, instead of synthetic ones")
     parser.add_argument("--json", type=Path, metavar="FILE", help="for the figures of every round")
@@ -628,8 +661,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.rounds < 1:
-        raise CommandError(f"--rounds is {options.rounds}, expected 1 or more")
+    least = {"--rows": max(SHARES), "--rounds": 1}
+    for name, value in (("--rows", options.rows), ("--rounds", options.rounds)):
+        if value < least[name]:
+            raise CommandError(f"{name} is {value}, expected {least[name]} or more")
     if options.json:
         options.json.touch()  # an error now, not after an hour
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files go then too
@@ -641,34 +676,27 @@ def _run(options: argparse.Namespace) -> None:
         else:
             source = folder / "source"
             sample.write_sample(source, {"train": options.rows, "validation": len(so2sat.LABELS)})
-        bench = Bench(folder, source, options.peers)
-        if "tfds" in options.peers:
-            bench.tfds_python = make_tfds_environment()
+        bench = Bench(folder, source, list(PEERS) if "all" in options.peers else options.peers)
         facts = about(bench)
         print(f"{facts['date']}, {facts['machine']}")
         print(", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
         print(f"input: {bench.rows} rows, {bench.source_bytes:,} bytes; {options.rounds} rounds\n", flush=True)
         for task, config in dict.fromkeys((case.task, case.config) for case in CASES if case.task in options.tasks):
-            for path in source.iterdir():
-                with path.open("rb") as file:  # into the page cache
-                    while file.read(1 << 24):
-                        pass
             bench.measure(task, config, options.rounds)
             print(report(bench.results, task, config), flush=True)
     print(report_goals(bench.results, options.tasks))
     if options.json:
-        rounds = [
-            {**dataclasses.asdict(case), "rounds": figures, "failure": bench.results.failures.get(case)}
-            for case, figures in bench.results.rounds.items()
-        ]
-        failures = [{**dataclasses.asdict(case), "failure": why} for case, why in bench.results.failures.items()]
-        goals = [
-            {**dataclasses.asdict(goal), "measured": value, "verdict": verdict(goal, value)}
-            for goal in GOALS
-            for value in [measured(goal, bench.results)]
-        ]
-        everything = {**facts, "cases": rounds, "failures": failures, "goals": goals}
+        everything = {**facts, **summary(bench.results)}
         options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """The figures of every round, what failed and why, and the goals, for JSON."""
+    cases = [{**dataclasses.asdict(case), "rounds": rounds} for case, rounds in results.rounds.items()]
+    failures = [{**dataclasses.asdict(case), "failure": why} for case, why in results.failures.items()]
+    values = [(goal, measured(goal, results)) for goal in GOALS]
+    goals = [{**dataclasses.asdict(goal), "measured": value, "verdict": verdict(goal, value)} for goal, value in values]
+    return {"cases": cases, "failures": failures, "goals": goals}
 
 
 if __name__ == "__main__":

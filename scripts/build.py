@@ -450,16 +450,18 @@ def _stale_files(output: Path, plan: Sequence[layout.Shard]) -> list[Path]:
 
 
 def _check_space(pool: concurrent.futures.Executor, output: Path, missing: Sequence[layout.Shard]) -> None:
-    """Estimates what the missing shards take.
+    """Estimates what the missing shards take, unless they would fit uncompressed.
 
     Raises:
         CommandError: The disk has less.
     """
+    replaced = sum(path.stat().st_size for shard in missing if (path := output / shard.name).is_file())
+    free = shutil.disk_usage(output).free + replaced
+    if sum((shard.stop - shard.start) * layout.ROW_BYTES[shard.content] for shard in missing) < free:
+        return
     first = {(shard.config, shard.split): shard for shard in reversed(missing)}
     per_row = dict(zip(first, pool.map(layout.bytes_per_row, first.values())))
     needed = sum((shard.stop - shard.start) * per_row[shard.config, shard.split] for shard in missing)
-    replaced = sum(path.stat().st_size for shard in missing if (path := output / shard.name).is_file())
-    free = shutil.disk_usage(output).free + replaced
     if needed > free:
         raise CommandError(
             f"{output}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free;"

@@ -22,7 +22,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 import so2sat
 from band_statistics import ConfigStatistics
 
-LAYOUT_VERSION = 1  # raise it when the same input gives other bytes
+LAYOUT_VERSION = 2  # raise it when the same input gives other bytes
 
 # By the content of a config: rows of a row group, what a reader fetches at the least: 9 MB of arrays, about 1.5 MB of
 # images, or 1 MB of places.
@@ -166,11 +166,11 @@ def writer_options(schema: pa.Schema, columns: dict[str, npt.NDArray[Any]]) -> d
     compression, dictionary, encoding, statistics = {}, [], {}, []
     for field in schema:
         for leaf in leaf_paths(field):
-            is_image = pa.types.is_struct(field.type)
+            is_image, is_array = pa.types.is_struct(field.type), isinstance(field.type, pa.ExtensionType)
             compression[leaf] = "NONE" if is_image else "ZSTD"  # JPEG and PNG are compressed already
-            if not is_image:  # the least and greatest image help nobody
+            if not is_image and not is_array:  # no reader can filter by the least and greatest image or pixel
                 statistics.append(leaf)
-            if not isinstance(field.type, pa.ExtensionType):
+            if not is_array:
                 encoding[leaf] = "PLAIN"
             elif field.name == "sentinel2" and len(np.unique(columns[field.name])) <= MAX_DICTIONARY_VALUES:
                 dictionary.append(leaf)
