@@ -729,7 +729,7 @@ def to_rgb(sen2: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         Pixels in the order red, green, blue, shape (..., 3), uint8.
     """
     # Unlike sen2[..., RGB_BANDS], take keeps the channels of a pixel side by side, as image encoders want them.
-    pixels = np.take(sen2, RGB_BANDS, axis=-1).astype(np.float64)
+    pixels = np.take(sen2, RGB_BANDS, axis=-1).astype(np.float64, copy=False)
     pixels *= CALIBRATION_FACTOR
     # fmax and fmin, unlike clip, drop NaN, whose conversion to an integer is undefined.
     np.fmin(np.fmax(pixels, 0.0, out=pixels), 255.0, out=pixels)

@@ -612,14 +612,9 @@ def about(bench: Bench) -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
-    names = [
-        "datasets",
-        "pyarrow",
-        "numpy",
-        "h5py",
-        "pillow",
-        *(["torch"] if importlib.util.find_spec("torch") else []),
-    ]
+    names = ["datasets", "pyarrow", "numpy", "h5py", "pillow"]
+    if importlib.util.find_spec("torch"):
+        names.append("torch")
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
     if isinstance(bench.tfds_python, Path):
         code = "import importlib.metadata as m; print(m.version('tensorflow-cpu'), m.version('tensorflow-datasets'))"

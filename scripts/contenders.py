@@ -70,7 +70,7 @@ def build(clock: Clock, path: str, output: str, config: str, workers: int) -> Fi
         with clock.pause():
             return draw(*arguments)
 
-    card.pictures = pictures
+    card.pictures = pictures  # type: ignore[assignment]
     with executors.processes(workers) as pool:
         ready: set[int] = set()
         while len(ready) < workers:
@@ -227,8 +227,6 @@ def encode_floor(clock: Clock, path: str, output: str, config: str) -> Figures:
 
 def jpeg_floor(clock: Clock, path: str, output: str, config: str) -> Figures:
     """Encodes pixels that lie in memory, at most 8,192 patches, as JPEG with this project's options."""
-    import PIL.Image
-
     import so2sat
 
     clock.imported()
@@ -238,10 +236,7 @@ def jpeg_floor(clock: Clock, path: str, output: str, config: str) -> Figures:
         blocks = [so2sat.read_columns(file, "rgb", start, min(start + BLOCK, rows))["image"] for start in starts]
     with clock.work():
         for block in blocks:
-            for patch in block:
-                buffer = io.BytesIO()
-                PIL.Image.fromarray(patch).save(buffer, **so2sat.IMAGE_FORMATS["jpeg"])
-                buffer.getvalue()
+            so2sat.encode_images(block, "jpeg")
     return {"rows": rows}
 
 
