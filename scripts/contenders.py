@@ -530,6 +530,7 @@ FORMS: dict[str, Callable[..., Batches]] = {
 def first_example(clock: Clock, urls: list[str], first_look: bool = False) -> Figures:
     """Fetches the first example of Parquet files on a server, `first_look` with the options that the README gives."""
     import datasets
+    import fsspec.implementations.http  # noqa: F401
     import pyarrow.dataset
 
     clock.imported()
