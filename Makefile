@@ -4,7 +4,7 @@ DEMO := build/demo
 # The import hook of a default editable installation loses so2sat.py to any folder called so2sat; a path does not.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint benchmark clean
 
 # Sample data → Parquet repository → a look at it, in under three minutes.
 demo: .venv/demo
@@ -19,6 +19,10 @@ lint: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Half an hour, with an environment of 2 GB for TensorFlow Datasets and 15 GB of temporary files.
+benchmark: .venv/benchmark
+	$(BIN)/python scripts/benchmark.py --rows 16384 --peers all --json build/benchmark.json
 
 dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
 	$(BIN)/python scripts/dataset_infos.py $@
@@ -40,4 +44,8 @@ clean:
 
 .venv/test: pyproject.toml .venv/demo
 	$(PIP) --editable '.[scripts,http,test]'
+	touch $@
+
+.venv/benchmark: pyproject.toml .venv/demo
+	$(PIP) --editable '.[scripts,benchmark]'
 	touch $@

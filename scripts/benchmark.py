@@ -211,6 +211,37 @@ GOALS = (
     ),
 )
 
+# The README's table: a task in words, the case, and what it is compared with.
+HIGHLIGHTS: Sequence[tuple[str, tuple[str, str, str], Mapping[str, str]]] = (
+    (
+        "HDF5 → Parquet, 1 worker",
+        ("convert", "all", PARQUET),
+        {"TFDS": TFDS, "row by row": LOOP, "encoding alone": ENCODE},
+    ),
+    ("HDF5 → Parquet, 2 workers", ("convert", "all", "Parquet, 2 workers"), {"1 worker": PARQUET, "TFDS": TFDS}),
+    ("HDF5 → Arrow (builder)", ("convert", "all", ARROW), {"TFDS": TFDS, "row by row": LOOP}),
+    ("HDF5 → Parquet, 1 worker", ("convert", "rgb", PARQUET), {"TFDS": TFDS, "row by row": LOOP, "JPEG alone": JPEG}),
+    ("HDF5 → Arrow (builder)", ("convert", "rgb", ARROW), {"TFDS": TFDS, "row by row": LOOP}),
+    ("epoch from prepared Arrow", ("stream", "all", "prepared Arrow"), {"TFDS": "TFDS"}),
+    (
+        "epoch of a Parquet stream",
+        ("stream", "all", "Parquet"),
+        {"TFDS": "TFDS", "load_dataset('hdf5')": "load_dataset('hdf5')", "default Parquet": "default Parquet"},
+    ),
+    ("epoch of a Parquet stream", ("stream", "sentinel2", "Parquet"), {"TFDS": "TFDS"}),
+    ("epoch of a Parquet stream", ("stream", "rgb", "Parquet"), {"TFDS": "TFDS"}),
+    (
+        "shuffled epoch, `Patches`",
+        ("shuffle", "all", "Arrow, views"),
+        {"TFDS in file order": "TFDS, file order", "HDF5 by row": "HDF5 by row", "train[indices]": "Arrow, map style"},
+    ),
+    (
+        "shuffled epoch, blocks of a stream",
+        ("shuffle", "all", "Parquet, in blocks of 4,096"),
+        {"TFDS, shuffled": "TFDS, shuffled", "stream.shuffle": "Parquet, stream.shuffle"},
+    ),
+)
+
 # ┌───────────┐
 # │  Figures  │
 # └───────────┘
@@ -224,6 +255,12 @@ class Results:
 
     rounds: dict[Case, Rounds] = dataclasses.field(default_factory=dict)
     failures: dict[Case, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Reads what `--json` wrote."""
+        cases = json.loads(path.read_bytes())["cases"]
+        return cls({find(case["task"], case["config"], case["name"]): case["rounds"] for case in cases})
 
     def of(self, task: str, config: str, name: str) -> Rounds:
         """The figures of a case, none if it was not measured."""
@@ -304,6 +341,18 @@ def report_goals(results: Results, tasks: Sequence[str]) -> str:
             found = "" if value is None else f"{value:.2f}"
             rows.append([goal.text, f"{'≤' if goal.at_most else '≥'} {goal.bound:g}", found, verdict(goal, value)])
     return table(rows)
+
+
+def performance(results: Results) -> str:
+    """The README's table, in Markdown, of what was measured."""
+    lines = ["| task | config | rows/s | as a multiple of |", "|---|---|---:|---|"]
+    for task, case, others in HIGHLIGHTS:
+        if rounds := results.of(*case):
+            ratios = {other: ratio(rounds, results.of(*case[:2], name), "rate") for other, name in others.items()}
+            compared = ", ".join(f"{value:.2g} × {other}" for other, value in ratios.items() if value is not None)
+            rate = statistics.median(figures["rate"] for figures in rounds)
+            lines.append(f"| {task} | `{case[1]}` | {rate:,.0f} | {compared} |")
+    return "\n".join(lines) + "\n"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> list[str]:
@@ -679,6 +728,7 @@ def _run(options: argparse.Namespace) -> None:
         for task, config in dict.fromkeys((case.task, case.config) for case in CASES if case.task in options.tasks):
             bench.measure(task, config, options.rounds)
             print(report(bench.results, task, config), flush=True)
+    print(performance(bench.results))
     print(report_goals(bench.results, options.tasks))
     if options.json:
         everything = {**facts, **summary(bench.results)}

@@ -407,11 +407,12 @@ class _Views:
     """Prepared Arrow by views of its memory-mapped blocks, as the README shows it; takes the indices of a batch."""
 
     def __init__(self, path: str) -> None:
-        dataset = _arrow(path, "train").with_format("arrow", columns=["sentinel1", "sentinel2", "label"])
+        columns = ["sentinel1", "sentinel2", "label"]
+        dataset = _arrow(path, "train").with_format("arrow", columns=columns)
+        tables = (table.combine_chunks() for table in dataset.iter(BLOCK))
         self._length = len(dataset)
         self._blocks = [
-            {name: table[name].chunk(0).to_numpy(zero_copy_only=False) for name in table.column_names}
-            for table in dataset.iter(BLOCK)
+            {name: table[name].chunk(0).to_numpy(zero_copy_only=False) for name in columns} for table in tables
         ]
 
     def __len__(self) -> int:

@@ -33,10 +33,15 @@ def newcomers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# The block that others go on from.
+(PATCHES,) = (code for _, code in BLOCKS if "class Patches" in code)
+
+
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
 def test_a_python_block_runs_and_ends(code: str, newcomers_folder: Path) -> None:
     if "torch" in code:
         pytest.importorskip("torch")  # 200 MB and more, so it is no requirement of the tests
+        code = f"{PATCHES}\n{code}"
     subprocess.run([sys.executable, "-c", code], cwd=newcomers_folder, check=True, timeout=60)
 
 

@@ -155,6 +155,15 @@ def test_png_is_lossless() -> None:
     np.testing.assert_array_equal(decode(so2sat.encode_images(pixels[None], "png")[0]), pixels)
 
 
+def test_a_patch_is_encoded_by_itself_whatever_was_before_it(real_patches: npt.NDArray[np.float64]) -> None:
+    pixels = so2sat.to_rgb(real_patches)
+    assert pixels.flags.c_contiguous
+    for image, patch in zip(so2sat.encode_images(pixels, "jpeg"), pixels):
+        alone = io.BytesIO()
+        PIL.Image.fromarray(patch).save(alone, **so2sat.IMAGE_FORMATS["jpeg"])
+        assert image == alone.getvalue()
+
+
 @pytest.fixture(scope="session")
 def real_patches() -> npt.NDArray[np.float64]:
     """81 patches of a measured Sentinel-2 scene, (81, 32, 32, 10): B2, B3, B4 and B8 as reflectance, others 0."""
