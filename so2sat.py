@@ -751,9 +751,13 @@ IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
 
 def encode_images(pixels: npt.NDArray[np.uint8], image_format: str) -> list[bytes]:
     """Encodes patches of shape (rows, 32, 32, 3), uint8, as image files in one of IMAGE_FORMATS."""
-    files, image = [], PIL.Image.new("RGB", pixels.shape[2:0:-1])  # one for all, as to make one takes time too
+    files: list[bytes] = []
+    image: PIL.Image.Image | None = None
     for patch in pixels:
-        image.frombytes(patch.tobytes())
+        if image is None:
+            image = PIL.Image.fromarray(patch)
+        else:
+            image.frombytes(patch.tobytes())  # sooner than to make another
         buffer = io.BytesIO()
         image.save(buffer, **IMAGE_FORMATS[image_format])
         files.append(buffer.getvalue())

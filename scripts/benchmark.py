@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import http.server
@@ -25,7 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import h5py
+import numpy as np
 import psutil
 import tqdm
 
@@ -42,7 +45,7 @@ SEND_BUFFER = 1 << 16  # bytes that the server sends ahead of what the client ha
 SHARES = (1, 2, 4, 8)  # of eighths of the training split, to see whether time grows with rows
 
 PEERS: Mapping[str, str] = {
-    "loop": "a builder that reads HDF5 row by row, as loading scripts do",
+    "loop": "a builder that reads HDF5 row by row, as loading scripts do; also with arrays found by name but once",
     "hdf5": 'load_dataset("hdf5")',
     "parquet": "Parquet with the settings that `datasets` chooses",
     "random": "random access to HDF5 by row",
@@ -95,7 +98,8 @@ class Case:
 
 # Names of what others read or are compared with.
 PARQUET, ARROW, DEFAULT, TFDS = "Parquet, 1 worker", "builder → Arrow", "Arrow → default Parquet", "TFDS → TFRecord"
-LOOP, ENCODE, JPEG = "row by row → Arrow", "floor: encode", "floor: JPEG"
+LOOP, LOOP_ONCE = "row by row → Arrow", "row by row, arrays found once → Arrow"
+ENCODE, JPEG = "floor: encode", "floor: JPEG"
 FIRST_LOOK = "Parquet, first look"
 
 # How the output of a case is read: one of contenders.FORMS.
@@ -105,6 +109,7 @@ FORMS: Mapping[str, str] = {
     ARROW: "arrow",
     "builder → Arrow, 2 processes": "arrow",
     LOOP: "arrow",
+    LOOP_ONCE: "arrow",
     "load_dataset('hdf5') → Arrow": "arrow",
     DEFAULT: "default parquet",
     TFDS: "records",
@@ -118,6 +123,7 @@ def _cases() -> Iterator[Case]:
         yield Case("convert", config, ARROW, "builder")
         yield Case("convert", config, "builder → Arrow, 2 processes", "builder", arguments={"workers": 2})
         yield Case("convert", config, LOOP, "loop", "loop")
+        yield Case("convert", config, LOOP_ONCE, "loop", "loop", {"once": True})
         if config == "all":
             yield Case("convert", config, "load_dataset('hdf5') → Arrow", "hdf5", "hdf5")
         yield Case("convert", config, DEFAULT, "default_parquet", "parquet", reads=ARROW)
@@ -188,13 +194,16 @@ class Goal:
 GOALS = (
     Goal("all → Parquet, 1 worker: × TFDS", 12, "convert", "all", PARQUET, TFDS),
     Goal("all → Parquet, 1 worker: × row by row", 1.6, "convert", "all", PARQUET, LOOP),
+    Goal("all → Parquet, 1 worker: × row by row, arrays found once", 1.6, "convert", "all", PARQUET, LOOP_ONCE),
     Goal("all → Parquet, 1 worker: share of the encoding floor", 0.75, "convert", "all", PARQUET, ENCODE),
     Goal("all → Parquet, 2 workers: × 1 worker", 1.8, "convert", "all", "Parquet, 2 workers", PARQUET),
     Goal("rgb → Parquet, 1 worker: × TFDS", 5, "convert", "rgb", PARQUET, TFDS),
     Goal("rgb → Parquet, 1 worker: × row by row", 2.5, "convert", "rgb", PARQUET, LOOP),
+    Goal("rgb → Parquet, 1 worker: × row by row, arrays found once", 2.5, "convert", "rgb", PARQUET, LOOP_ONCE),
     Goal("rgb → Parquet, 1 worker: share of the JPEG floor", 0.6, "convert", "rgb", PARQUET, JPEG),
     Goal("all → Arrow, 1 process: × TFDS", 10, "convert", "all", ARROW, TFDS),
     Goal("all → Arrow, 1 process: × row by row", 1.3, "convert", "all", ARROW, LOOP),
+    Goal("all → Arrow, 1 process: × row by row, arrays found once", 1.3, "convert", "all", ARROW, LOOP_ONCE),
     Goal("bytes of all as Parquet: share of the HDF5", 0.31, "convert", "all", PARQUET, "", "share_of_source", True),
     Goal("stream all from Parquet: × TFDS", 1.8, "stream", "all", "Parquet", "TFDS"),
     Goal("stream all from prepared Arrow: × TFDS", 1.8, "stream", "all", "prepared Arrow", "TFDS"),
@@ -216,12 +225,24 @@ HIGHLIGHTS: Sequence[tuple[str, tuple[str, str, str], Mapping[str, str]]] = (
     (
         "HDF5 → Parquet, 1 worker",
         ("convert", "all", PARQUET),
-        {"TFDS": TFDS, "row by row": LOOP, "encoding alone": ENCODE},
+        {"TFDS": TFDS, "row by row": LOOP, "arrays found once": LOOP_ONCE, "encoding alone": ENCODE},
     ),
     ("HDF5 → Parquet, 2 workers", ("convert", "all", "Parquet, 2 workers"), {"1 worker": PARQUET, "TFDS": TFDS}),
-    ("HDF5 → Arrow (builder)", ("convert", "all", ARROW), {"TFDS": TFDS, "row by row": LOOP}),
-    ("HDF5 → Parquet, 1 worker", ("convert", "rgb", PARQUET), {"TFDS": TFDS, "row by row": LOOP, "JPEG alone": JPEG}),
-    ("HDF5 → Arrow (builder)", ("convert", "rgb", ARROW), {"TFDS": TFDS, "row by row": LOOP}),
+    (
+        "HDF5 → Arrow (builder)",
+        ("convert", "all", ARROW),
+        {"TFDS": TFDS, "row by row": LOOP, "arrays found once": LOOP_ONCE},
+    ),
+    (
+        "HDF5 → Parquet, 1 worker",
+        ("convert", "rgb", PARQUET),
+        {"TFDS": TFDS, "row by row": LOOP, "arrays found once": LOOP_ONCE, "JPEG alone": JPEG},
+    ),
+    (
+        "HDF5 → Arrow (builder)",
+        ("convert", "rgb", ARROW),
+        {"TFDS": TFDS, "row by row": LOOP, "arrays found once": LOOP_ONCE},
+    ),
     ("epoch from prepared Arrow", ("stream", "all", "prepared Arrow"), {"TFDS": "TFDS"}),
     (
         "epoch of a Parquet stream",
@@ -233,12 +254,12 @@ HIGHLIGHTS: Sequence[tuple[str, tuple[str, str, str], Mapping[str, str]]] = (
     (
         "shuffled epoch, `Patches`",
         ("shuffle", "all", "Arrow, views"),
-        {"TFDS in file order": "TFDS, file order", "HDF5 by row": "HDF5 by row", "train[indices]": "Arrow, map style"},
+        {"TFDS in file order": "TFDS, file order", "HDF5 by row": "HDF5 by row", "train.shuffle()": "Arrow, map style"},
     ),
     (
         "shuffled epoch, blocks of a stream",
         ("shuffle", "all", "Parquet, in blocks of 4,096"),
-        {"TFDS, shuffled": "TFDS, shuffled", "stream.shuffle": "Parquet, stream.shuffle"},
+        {"TFDS shuffled": "TFDS, shuffled", "stream.shuffle()": "Parquet, stream.shuffle"},
     ),
 )
 
@@ -349,7 +370,9 @@ def performance(results: Results) -> str:
     for task, case, others in HIGHLIGHTS:
         if rounds := results.of(*case):
             ratios = {other: ratio(rounds, results.of(*case[:2], name), "rate") for other, name in others.items()}
-            compared = ", ".join(f"{value:.2g} × {other}" for other, value in ratios.items() if value is not None)
+            compared = ", ".join(
+                f"{value:.{2 if value < 10 else 0}f} × {other}" for other, value in ratios.items() if value is not None
+            )
             rate = statistics.median(figures["rate"] for figures in rounds)
             lines.append(f"| {task} | `{case[1]}` | {rate:,.0f} | {compared} |")
     return "\n".join(lines) + "\n"
@@ -364,8 +387,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: flo
         tolerance: By how much the means of a patch may differ.
     """
     names = [name for name in ("rows", "labels", "by_id") if one[name] != other[name]]
-    flat = [[value for patch in each["means"] for value in patch] for each in (one, other)]
-    if len(flat[0]) != len(flat[1]) or any(not abs(a - b) <= tolerance for a, b in zip(*flat)):
+    means, others = np.ravel(one["means"]), np.ravel(other["means"])
+    if len(means) != len(others) or not np.allclose(means, others, rtol=0, atol=tolerance, equal_nan=True):
         names.append("values")
     return names
 
@@ -492,7 +515,12 @@ class Bench:
             output.mkdir(parents=True)
             arguments["output"] = str(output)
             os.sync()  # what others have written is on the disk
-        figures = self.child(case.function, arguments, tfds=case.peer == "tfds")
+        try:
+            figures = self.child(case.function, arguments, tfds=case.peer == "tfds")
+        except Failure:
+            if output:
+                shutil.rmtree(output)  # half of what others would read
+            raise
         labels = figures.pop("labels", None)
         if labels is not None and (figures["rows"], labels) != (self.rows["train"], self._reference("all")["labels"]):
             raise CommandError(f"{case.task} {case.name}: gave other rows or labels than the source has")
@@ -518,7 +546,11 @@ class Bench:
         if maker in self.results.failures:
             raise Failure(f"nothing to read, {maker.name}: {self.results.failures[maker]}")
         if not self._folder(maker).exists():
-            self._run(maker)
+            try:
+                self._run(maker)
+            except Failure as error:
+                self.results.failures[maker] = f"can't run: {error}"
+                raise
         return self._folder(maker)
 
     def _part(self, share: int) -> tuple[Path, int]:
@@ -598,8 +630,9 @@ class Bench:
             finally:
                 peak.stop()
         if process.returncode:
-            lines = [line.strip() for line in err.splitlines() if line.strip()]
-            raise Failure(lines[-1][:300] if lines else f"ended with {process.returncode}")
+            lines = [line.strip() for line in err.splitlines() if line.strip()] or [f"ended with {process.returncode}"]
+            causes = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+            raise Failure(" ← ".join(dict.fromkeys([lines[-1][:300], *(cause[:300] for cause in causes[:1])])))
         figures: dict[str, Any] = json.loads(out.splitlines()[-1])
         return {**figures, "peak_megabytes": peak.bytes / 1e6}
 
@@ -684,10 +717,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Measures this project against other ways to do the same. Contenders take turns, each in a process of its own;"
         " ratios are medians over the rounds. What is the same for any number of rows is not in the rates: interpreter"
         " start and imports, the start of build.py's workers and the card's pictures. Sources and forms are in the page"
-        " cache; what was written is on the disk before the next contender starts. Of epochs the second is timed.",
+        " cache; what was written is on the disk before the next contender starts. Of epochs the second is timed."
+        " Memory is what all processes of a contender hold at most, mapped files included.",
         EXAMPLES + "\n" + "\n".join(listed),
     )
-    parser.add_argument("--rows", type=int, default=8192, help="of the synthetic training split (default: %(default)s)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=8192,
+        help="of the synthetic training split (default: %(default)s; below it 2 workers have nothing to share)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help="see below")
     peers = [peer for peer in PEERS if peer != "tfds"]
@@ -705,16 +744,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    least = {"--rows": max(SHARES), "--rounds": 1}
-    for name, value in (("--rows", options.rows), ("--rounds", options.rounds)):
-        if value < least[name]:
-            raise CommandError(f"{name} is {value}, expected {least[name]} or more")
+    for name, value, least in (("--rows", options.rows, len(so2sat.LABELS)), ("--rounds", options.rounds, 1)):
+        if value < least:
+            raise CommandError(f"{name} is {value}, expected {least} or more")
     if options.json:
-        options.json.touch()  # an error now, not after an hour
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files go then too
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="run-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+        options.json.open("a").close()  # an error now, not after an hour
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that processes and temporary files go then too
+        signal.signal(number, signal.default_int_handler)
+    with _folder() as folder:
         if options.input:
             source = options.input.expanduser().resolve()
         else:
@@ -728,11 +765,29 @@ def _run(options: argparse.Namespace) -> None:
         for task, config in dict.fromkeys((case.task, case.config) for case in CASES if case.task in options.tasks):
             bench.measure(task, config, options.rounds)
             print(report(bench.results, task, config), flush=True)
+            if options.json:
+                everything = {**facts, **summary(bench.results)}
+                options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
     print(performance(bench.results))
     print(report_goals(bench.results, options.tasks))
-    if options.json:
-        everything = {**facts, **summary(bench.results)}
-        options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder for the only run on this machine; those that killed runs left are removed.
+
+    Raises:
+        CommandError: Another run is at work.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(FOLDER / "lock", timeout=0):
+            for left in FOLDER.glob("run-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=FOLDER, prefix="run-", ignore_cleanup_errors=True) as name:
+                yield Path(name)
+    except filelock.Timeout as error:
+        raise CommandError(f"{FOLDER}: another benchmark is running; wait for it to end") from error
 
 
 def summary(results: Results) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,17 +15,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import benchmark
+import card
 import contenders
 import sample
 import so2sat
 from benchmark import CASES, GOALS, Bench, Case, Goal, Results
 from command import CommandError
+
+README = card.PROJECT_README.read_text()
 
 # ── What is measured ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,10 +139,16 @@ def fingerprint(**changes: Any) -> dict[str, Any]:
         ({"means": [[0.5, 1.1], [0.25, 2.0]]}, ["values"]),
         ({"means": [[0.5, float("nan")], [0.25, 2.0]]}, ["values"]),
         ({"means": [[0.5, 1.0]]}, ["values"]),
+        ({"means": []}, ["values"]),
     ],
 )
 def test_forms_with_other_rows_labels_or_values_are_told_apart(changes: dict[str, Any], expected: list[str]) -> None:
     assert benchmark.differences(fingerprint(), fingerprint(**changes), 1e-4) == expected
+
+
+def test_values_that_are_no_numbers_are_alike() -> None:
+    same = fingerprint(means=[[float("nan"), float("inf")]])
+    assert benchmark.differences(same, dict(same), 1e-4) == []
 
 
 def test_the_clock_leaves_out_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,10 +192,41 @@ def test_an_epoch_of_views_is_every_row_once_in_another_order(arrow: Path, sourc
     assert not np.array_equal(found["sentinel1"], expected["sentinel1"])
 
 
-def test_views_copy_nothing_but_the_batch(arrow: Path) -> None:
-    patches = contenders._Views(str(arrow))
-    assert not any(view.flags.owndata for block in patches._blocks for view in block.values())
-    assert patches[[5, 299]]["sentinel2"].flags.owndata
+def patches_of_the_readme() -> Any:
+    """The class that the README shows."""
+    (code,) = (
+        block for block in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S) if "class Patches" in block
+    )
+    names: dict[str, Any] = {}
+    exec(code.split("\ntrain = ")[0], names)
+    return names["Patches"]
+
+
+@pytest.mark.parametrize("make", [contenders._Views, patches_of_the_readme()], ids=["measured", "in the README"])
+def test_views_are_the_rows_of_any_dataset_and_copy_nothing_but_the_batch(
+    make: Callable[..., Any], arrow: Path
+) -> None:
+    train = contenders._arrow(str(arrow), "train")
+    columns = ["sentinel2", "label"]
+    for dataset in (
+        train,
+        train.select(range(130, 299)),
+        train.select([7, 3, 200]),
+        train.filter(lambda label: label > 8, input_columns="label"),
+        datasets.concatenate_datasets([contenders._arrow(str(arrow), "validation"), train]),
+    ):
+        before = pyarrow.total_allocated_bytes()
+        patches = make(dataset, columns)
+        assert pyarrow.total_allocated_bytes() - before < 1e6  # of up to 26 MB
+        order = np.random.default_rng(0).permutation(len(patches))
+        assert len(patches) == len(dataset)
+        batch, expected = patches[order], dataset.with_format("numpy")[order]
+        for name in columns:
+            assert batch[name].dtype == expected[name].dtype
+            assert np.array_equal(batch[name], expected[name])
+    for index in (-1, -300, 300, 10_000):
+        with pytest.raises(IndexError):
+            make(train, columns)[[0, index]]
 
 
 @given(st.integers(1, 300), st.integers(1, 100), st.integers(0, 9))
@@ -247,7 +290,7 @@ def test_every_contender_runs_and_gives_the_rows_of_the_source(
     assert {goal["verdict"] for goal in found["goals"]} <= {"met", "MISSED"}
     printed = capsys.readouterr().out
     assert all(f"\n{case.name} " in printed for case in FEW)
-    assert [path.name for path in folder.iterdir()] == []
+    assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_what_is_not_asked_for_is_said(source: Path, tmp_path: Path) -> None:
@@ -287,6 +330,25 @@ print(json.dumps({"seconds": 2, "imports": 1, "rows": 300, "labels": LABELS}))
     assert "can't run: OSError: no such drive" in benchmark.report(bench.results, failed.task, failed.config)
 
 
+def test_half_of_what_others_would_read_is_removed_and_its_reason_kept(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+open(call["arguments"]["output"] + "/so2sat-train.arrow", "w").write("half")
+sys.exit("OSError: no space left\\nDatasetGenerationError: can't go on")
+"""
+    bench = Bench(tmp_path, source, [])
+    answering(monkeypatch, tmp_path / "answers.py", code)
+    reasons = []
+    for name in ("Arrow, map style", "Arrow, views"):
+        with pytest.raises(benchmark.Failure) as failure:
+            bench._run(benchmark.find("shuffle", "all", name))
+        reasons.append(str(failure.value))
+    assert reasons[0] == "DatasetGenerationError: can't go on ← OSError: no space left"
+    assert reasons[1] == f"nothing to read, {benchmark.ARROW}: can't run: {reasons[0]}"
+    assert not [*tmp_path.rglob("*.arrow")]
+
+
 def test_a_contender_that_reads_other_rows_ends_the_run(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,9 +372,10 @@ def test_a_contender_that_writes_other_values_ends_the_run(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--rows", "7"], "--rows is 7, expected 8 or more"),
+        (["--rows", "16"], "--rows is 16, expected 17 or more"),
         (["--rounds", "0"], "--rounds is 0, expected 1 or more"),
         (["--json", "/nowhere/figures.json"], "No such file or directory: '/nowhere/figures.json'"),
+        (["--json", "/"], "Is a directory: '/'"),
     ],
 )
 def test_a_wrong_option_is_told_before_anything_runs(
@@ -328,7 +391,16 @@ def test_an_input_folder_without_source_files_is_told(
 ) -> None:
     assert benchmark.main(["--input", str(tmp_path)]) == 1
     assert "training.h5: no such file" in capsys.readouterr().err
-    assert [*folder.iterdir()] == []
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+def test_what_a_killed_run_left_goes_unless_it_is_at_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.joinpath("run-killed", "forms").mkdir(parents=True)
+    with benchmark._folder() as mine:
+        assert {path.name for path in folder.iterdir()} == {"lock", mine.name}
+        assert benchmark.main([]) == 1
+        assert mine.exists()
+    assert "another benchmark is running; wait for it to end" in capsys.readouterr().err
 
 
 def test_an_environment_of_tfds_that_can_not_be_made_is_no_error_of_the_others(

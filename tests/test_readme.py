@@ -12,6 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
+import benchmark
 import card
 import figures
 import hub
@@ -85,13 +86,15 @@ def test_the_batches_have_the_shapes_that_the_readme_tells(
         assert f"{names[name].shape} {names[name].dtype}" == f"{shape} {dtype}"
 
 
-def test_the_tables_are_those_of_the_published_figures() -> None:
+def test_the_tables_are_those_of_published_and_measured_figures() -> None:
     measured = dict(
         re.findall(r"^<!-- measured: (\w+) -->\n(.*?)^<!-- /measured -->\n", README, re.MULTILINE | re.DOTALL)
     )
     assert measured["classes"] == card.class_table(so2sat.PATCHES_PER_CLASS)
     assert measured["bands"] == card.band_table(figures.published_bands())
     assert measured["constants"] == card.constants(figures.published_bands())
+    run = benchmark.Results.load(card.PROJECT_README.parent / "assets" / "benchmark.json")
+    assert measured["performance"] == benchmark.performance(run)
 
 
 def test_the_config_table_names_all_configs_and_columns() -> None:

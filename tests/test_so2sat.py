@@ -164,6 +164,16 @@ def test_a_patch_is_encoded_by_itself_whatever_was_before_it(real_patches: npt.N
         assert image == alone.getvalue()
 
 
+@pytest.mark.parametrize("pixels", [np.zeros((2, 32, 32, 3), "i8"), np.zeros((2, 32, 32, 4), "u1")])
+def test_what_is_no_rgb_image_is_refused(pixels: npt.NDArray[Any]) -> None:
+    with pytest.raises((TypeError, OSError), match=r"Cannot handle this data type|cannot write mode RGBA as JPEG"):
+        so2sat.encode_images(pixels, "jpeg")
+
+
+def test_no_patches_are_no_images() -> None:
+    assert so2sat.encode_images(np.zeros((0, 32, 32, 3), np.uint8), "jpeg") == []
+
+
 @pytest.fixture(scope="session")
 def real_patches() -> npt.NDArray[np.float64]:
     """81 patches of a measured Sentinel-2 scene, (81, 32, 32, 10): B2, B3, B4 and B8 as reflectance, others 0."""
