@@ -20,9 +20,9 @@ lint: .venv/test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Half an hour, with an environment of 2 GB for TensorFlow Datasets and 15 GB of temporary files.
+# A quarter of an hour, with an environment of its own for TensorFlow Datasets and several GB of temporary files.
 benchmark: .venv/benchmark
-	$(BIN)/python scripts/benchmark.py --rows 16384 --peers all --json build/benchmark.json
+	$(BIN)/python scripts/benchmark.py --peers all --json build/benchmark.json
 
 dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
 	$(BIN)/python scripts/dataset_infos.py $@
