@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
@@ -44,6 +45,34 @@ def test_a_python_block_runs_and_ends(code: str, newcomers_folder: Path) -> None
         pytest.importorskip("torch")  # 200 MB and more, so it is no requirement of the tests
         code = f"{PATCHES}\n{code}"
     subprocess.run([sys.executable, "-c", code], cwd=newcomers_folder, check=True, timeout=60)
+
+
+def test_a_first_look_fetches_one_row_group_from_the_hub_and_can_be_left(
+    newcomers_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = (code for language, code in BLOCKS if language == "python" and "reshard" in code)
+    code = code.replace('"so2sat"', '"org/so2sat"').replace('split="validation"', 'split="train"')
+    shard = newcomers_folder / "so2sat" / "all" / "train-00000-of-00001.parquet"
+    group = pq.read_metadata(shard).row_group(0)
+    row_group = sum(group.column(index).total_compressed_size for index in range(group.num_columns))
+    sent = []
+    ranged = hub.ranged
+
+    def counting(*arguments: Any) -> hub.Answer:
+        answer = ranged(*arguments)
+        sent.append(len(answer.body))
+        return answer
+
+    monkeypatch.setattr(hub, "ranged", counting)
+    with hub.serving(tmp_path) as server:
+        server.create("org/so2sat")
+        folder = newcomers_folder / "so2sat"
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        server.commit("org/so2sat", {name: content for name, content in files.items() if not name.startswith(".")})
+        subprocess.run([sys.executable, "-c", code], env=server.environment(), check=True, timeout=60)
+    # The row group, read ahead and the footer more than once, in blocks of 64 KiB, and the card.
+    assert row_group <= sum(sent) < row_group + 500_000
+    assert shard.stat().st_size > 4 * row_group
 
 
 SCRIPT_LINES = re.findall(r"^python (scripts/.*)$", README, re.MULTILINE)
