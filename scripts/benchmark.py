@@ -770,7 +770,8 @@ def _run(options: argparse.Namespace) -> None:
             if options.json:
                 everything = {**facts, **summary(bench.results)}
                 options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
-    print(performance(bench.results))
+    if {case[0] for _, case, _ in HIGHLIGHTS} & {*options.tasks}:
+        print(performance(bench.results))
     print(report_goals(bench.results, options.tasks))
 
 
