@@ -257,10 +257,8 @@ def epoch(clock: Clock, form: str, path: str, config: str, **options: Any) -> Fi
     """Goes through the training split twice in batches of arrays and times the second epoch; every value is read."""
     batches = FORMS[form](path, config, **options)
     clock.imported()
-    before = time.perf_counter()
     for _ in batches(0):
         pass
-    first = time.perf_counter() - before
     rows = labels = 0
     with clock.work():
         for batch in batches(1):
@@ -268,7 +266,7 @@ def epoch(clock: Clock, form: str, path: str, config: str, **options: Any) -> Fi
             labels += int(batch["label"].sum())
             for values in batch.values():
                 values.max()  # arrays over a mapped file are read only now
-    return {"rows": rows, "labels": labels, "first_epoch": first}
+    return {"rows": rows, "labels": labels}
 
 
 def fingerprint(clock: Clock, form: str, path: str, config: str) -> Figures:
@@ -364,27 +362,39 @@ def _epochs(
     is_stream = not hasattr(dataset, "__len__")
     if loader_workers is None:
         return functools.partial(_plain_epoch, dataset.with_format("numpy"), size, shuffle, block, is_stream)
-    data: Any = importlib.import_module("torch.utils.data")
-    options: dict[str, Any] = {"num_workers": loader_workers, "persistent_workers": loader_workers > 0}
     if block:
-        torch: Any = importlib.import_module("torch")
-        from datasets.distributed import split_dataset_by_node
+        return _loader(_torch_blocks(dataset.with_format("numpy"), size, block), loader_workers, batch_size=None)
+    if is_stream:
+        return _loader(_shuffled(dataset, 0).with_format("torch"), loader_workers, batch_size=size)
+    return _loader_of_batches(dataset.with_format("torch"), size, loader_workers)
 
-        class Blocks(data.IterableDataset):  # type: ignore[misc]
-            def __iter__(self) -> Iterator[dict[str, Any]]:
-                mine, info = dataset.with_format("numpy"), data.get_worker_info()
-                if info:
-                    mine = split_dataset_by_node(mine, info.id, info.num_workers)
-                for batch in _in_blocks(mine, size, block, seed=0):
-                    yield {name: torch.from_numpy(values) for name, values in batch.items()}
 
-        loader = data.DataLoader(Blocks(), batch_size=None, **options)
-    elif is_stream:
-        loader = data.DataLoader(_shuffled(dataset, 0).with_format("torch"), batch_size=size, **options)
-    else:
-        batches = data.BatchSampler(data.RandomSampler(dataset), size, drop_last=False)
-        loader = data.DataLoader(dataset.with_format("torch"), sampler=batches, batch_size=None, **options)
+def _loader(dataset: Any, workers: int, **options: Any) -> Batches:
+    """A DataLoader, which makes tensors of arrays."""
+    data: Any = importlib.import_module("torch.utils.data")
+    loader = data.DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, **options)
     return lambda number: iter(loader)
+
+
+def _loader_of_batches(dataset: Any, size: int, workers: int) -> Batches:
+    """A shuffling DataLoader that asks a dataset for all rows of a batch at once."""
+    data: Any = importlib.import_module("torch.utils.data")
+    batches = data.BatchSampler(data.RandomSampler(dataset), size, drop_last=False)
+    return _loader(dataset, workers, sampler=batches, batch_size=None)
+
+
+def _torch_blocks(stream: Any, size: int, block: int) -> Any:
+    """A dataset of PyTorch with the batches of `_in_blocks`, every worker with its share of the stream."""
+    data: Any = importlib.import_module("torch.utils.data")
+    from datasets.distributed import split_dataset_by_node
+
+    class Blocks(data.IterableDataset):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            info = data.get_worker_info()
+            mine = split_dataset_by_node(stream, info.id, info.num_workers) if info else stream
+            return _in_blocks(mine, size, block, seed=0)
+
+    return Blocks()
 
 
 def _plain_epoch(
@@ -425,7 +435,7 @@ class _Views:
     def __len__(self) -> int:
         return int(self._stops[-1])
 
-    def __getitem__(self, indices: list[int]) -> dict[str, Any]:
+    def __getitem__(self, indices: Any) -> dict[str, Any]:
         import numpy as np
 
         blocks = np.searchsorted(self._stops, indices, side="right")
@@ -462,28 +472,14 @@ def _views(path: str, config: str, size: int, loader_workers: int | None = None)
     import numpy as np
 
     patches = _Views(_arrow(path, "train"), ["sentinel1", "sentinel2", "label"])
-    if loader_workers is None:
+    if loader_workers is not None:
+        return _loader_of_batches(patches, size, loader_workers)
 
-        def batches(number: int) -> Iterator[dict[str, Any]]:
-            order = np.random.default_rng(number).permutation(len(patches)).tolist()
-            return (patches[order[start : start + size]] for start in range(0, len(order), size))
+    def batches(number: int) -> Iterator[dict[str, Any]]:
+        order = np.random.default_rng(number).permutation(len(patches))
+        return (patches[order[start : start + size]] for start in range(0, len(order), size))
 
-        return batches
-    data: Any = importlib.import_module("torch.utils.data")
-    torch: Any = importlib.import_module("torch")
-
-    def tensors(batch: dict[str, Any]) -> dict[str, Any]:
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
-
-    loader = data.DataLoader(
-        patches,
-        sampler=data.BatchSampler(data.RandomSampler(patches), size, drop_last=False),
-        batch_size=None,
-        collate_fn=tensors,
-        num_workers=loader_workers,
-        persistent_workers=loader_workers > 0,
-    )
-    return lambda number: iter(loader)
+    return batches
 
 
 def _random_access(path: str, config: str, size: int, loader_workers: int | None = None) -> Batches:
@@ -492,16 +488,8 @@ def _random_access(path: str, config: str, size: int, loader_workers: int | None
 
     rows = _Rows(path)
     if loader_workers is not None:
-        data: Any = importlib.import_module("torch.utils.data")
-        loader = data.DataLoader(
-            rows,
-            batch_size=size,
-            shuffle=True,
-            num_workers=loader_workers,
-            persistent_workers=loader_workers > 0,
-            multiprocessing_context="spawn" if loader_workers else None,  # HDF5 does not stand a fork
-        )
-        return lambda number: iter(loader)
+        context = "spawn" if loader_workers else None  # HDF5 does not stand a fork
+        return _loader(rows, loader_workers, batch_size=size, shuffle=True, multiprocessing_context=context)
 
     def batches(number: int) -> Iterator[dict[str, Any]]:
         order = np.random.default_rng(number).permutation(len(rows))

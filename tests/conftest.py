@@ -7,6 +7,7 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,11 +30,16 @@ import numpy.typing as npt  # noqa: E402
 import pytest  # noqa: E402
 
 import build  # noqa: E402
+import card  # noqa: E402
 import layout  # noqa: E402
 import sample  # noqa: E402
 import so2sat  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+README = card.PROJECT_README.read_text()
+README_BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)  # language and code
+(PATCHES,) = (code for _, code in README_BLOCKS if "class Patches" in code)  # which another block goes on from
 
 
 def random_arrays(rows: int, seed: int = 0) -> Arrays:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import re
 import subprocess
 import sys
 import time
@@ -23,14 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import benchmark
-import card
 import contenders
 import sample
 import so2sat
 from benchmark import CASES, GOALS, Bench, Case, Goal, Results
 from command import CommandError
-
-README = card.PROJECT_README.read_text()
+from conftest import PATCHES
 
 # ── What is measured ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -194,11 +191,8 @@ def test_an_epoch_of_views_is_every_row_once_in_another_order(arrow: Path, sourc
 
 def patches_of_the_readme() -> Any:
     """The class that the README shows."""
-    (code,) = (
-        block for block in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S) if "class Patches" in block
-    )
     names: dict[str, Any] = {}
-    exec(code.split("\ntrain = ")[0], names)
+    exec(PATCHES.split("\ntrain = ")[0], names)
     return names["Patches"]
 
 

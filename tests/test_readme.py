@@ -18,9 +18,7 @@ import card
 import figures
 import hub
 import so2sat
-
-README = card.PROJECT_README.read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+from conftest import PATCHES, README, README_BLOCKS
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +33,7 @@ def newcomers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# The block that others go on from.
-(PATCHES,) = (code for _, code in BLOCKS if "class Patches" in code)
-
-
-@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
+@pytest.mark.parametrize("code", [code for language, code in README_BLOCKS if language == "python"])
 def test_a_python_block_runs_and_ends(code: str, newcomers_folder: Path) -> None:
     if "torch" in code:
         pytest.importorskip("torch")  # 200 MB and more, so it is no requirement of the tests
@@ -50,7 +44,7 @@ def test_a_python_block_runs_and_ends(code: str, newcomers_folder: Path) -> None
 def test_a_first_look_fetches_one_row_group_from_the_hub_and_can_be_left(
     newcomers_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = (code for language, code in BLOCKS if language == "python" and "reshard" in code)
+    (code,) = (code for language, code in README_BLOCKS if language == "python" and "reshard" in code)
     code = code.replace('"so2sat"', '"org/so2sat"').replace('split="validation"', 'split="train"')
     shard = newcomers_folder / "so2sat" / "all" / "train-00000-of-00001.parquet"
     group = pq.read_metadata(shard).row_group(0)
@@ -98,7 +92,7 @@ def test_a_line_that_fetches_is_understood(line: str, newcomers_folder: Path) ->
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert sum(language == "python" for language, _ in BLOCKS) >= 4
+    assert sum(language == "python" for language, _ in README_BLOCKS) >= 4
     assert len(SCRIPT_LINES) >= 2
 
 
@@ -106,7 +100,7 @@ def test_the_batches_have_the_shapes_that_the_readme_tells(
     newcomers_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(newcomers_folder)
-    (code,) = (code for language, code in BLOCKS if language == "python" and "iter(batch_size=128" in code)
+    (code,) = (code for language, code in README_BLOCKS if language == "python" and "iter(batch_size=128" in code)
     names: dict[str, Any] = {}
     exec(code, names)
     shapes = re.search(r"# (\(.*?\)) (\w+), (\(.*?\)) (\w+)", code)
@@ -136,7 +130,7 @@ def test_the_config_table_names_all_configs_and_columns() -> None:
 
 
 def test_the_citation_is_that_of_the_builder() -> None:
-    (bibtex,) = (code for language, code in BLOCKS if language == "bibtex")
+    (bibtex,) = (code for language, code in README_BLOCKS if language == "bibtex")
     assert so2sat.CITATION.startswith(bibtex.strip())
 
 
