@@ -4,7 +4,7 @@ DEMO := build/demo
 # The import hook of a default editable installation loses so2sat.py to any folder called so2sat; a path does not.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint benchmark assets clean
 
 # Sample data → Parquet repository → a look at it, in under three minutes.
 demo: .venv/demo
@@ -27,10 +27,9 @@ benchmark: .venv/benchmark
 dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
 	$(BIN)/python scripts/dataset_infos.py $@
 
-# The front page's pictures.
-assets: so2sat.py scripts/figures.py scripts/sample.py .venv/demo
-	$(BIN)/python scripts/figures.py $@
-	touch $@
+# The front page's picture.
+assets: demo
+	cp $(DEMO)/so2sat/assets/classes.png $@/
 
 clean:
 	rm -rf build .venv

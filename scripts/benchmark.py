@@ -32,10 +32,10 @@ import numpy as np
 import psutil
 import tqdm
 
-import command
 import sample
 import so2sat
-from command import CommandError
+from publishing import command
+from publishing.command import CommandError
 
 CONTENDERS = Path(__file__).with_name("contenders.py")
 FOLDER = Path(__file__).parents[1] / "build" / "benchmark"  # temporary files, and the environment of TFDS

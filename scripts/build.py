@@ -22,14 +22,10 @@ import tqdm
 from datasets.utils.file_utils import is_remote_url
 from fsspec.core import url_to_fs
 
-import card
-import command
-import executors
-import layout
-import manifest
 import so2sat
-from band_statistics import METHOD, ConfigStatistics
-from command import CommandError
+from publishing import card, command, executors, layout, manifest
+from publishing.band_statistics import METHOD, ConfigStatistics
+from publishing.command import CommandError
 
 STATISTICS_NAME = "statistics.json"
 

@@ -59,9 +59,11 @@ class Clock:
 def build(clock: Clock, path: str, output: str, config: str, workers: int) -> Figures:
     """Builds a Parquet repository with all that `build.build` does; the card's pictures are not in the time."""
     import build
-    import card
-    import executors
-    import figures  # noqa: F401
+    from publishing import (
+        card,
+        executors,
+        figures,  # noqa: F401
+    )
 
     clock.imported()
     draw = card.pictures
@@ -83,8 +85,8 @@ def build(clock: Clock, path: str, output: str, config: str, workers: int) -> Fi
 
 def _start(seconds: float) -> int:
     """Does in a worker what is done once: imports, and what they put off."""
-    import layout  # noqa: F401
     import so2sat
+    from publishing import layout  # noqa: F401
 
     so2sat.features("all").arrow_schema  # noqa: B018
     time.sleep(seconds)  # so that the next call goes to another worker
@@ -215,8 +217,8 @@ def encode_floor(clock: Clock, path: str, output: str, config: str) -> Figures:
     """Writes tables that lie in memory, at most 8,192 rows, as Parquet with this project's options."""
     import pyarrow.parquet as pq
 
-    import layout
     import so2sat
+    from publishing import layout
 
     clock.imported()
     schema = so2sat.features(config).arrow_schema

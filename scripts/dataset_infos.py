@@ -12,8 +12,8 @@ from typing import Any
 import datasets
 from datasets.utils.py_utils import asdict
 
-import command
 import so2sat
+from publishing import command
 
 EXAMPLES = """\
   python scripts/dataset_infos.py dataset_infos.json

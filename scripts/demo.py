@@ -13,9 +13,8 @@ import datasets
 import matplotlib
 import numpy as np
 
-import command
-import manifest
 import so2sat
+from publishing import command, manifest
 
 EXAMPLES = """\
   python scripts/demo.py build/demo/so2sat build/demo/preview.png

@@ -28,10 +28,9 @@ import httpx2
 import huggingface_hub.constants
 import tqdm
 
-import command
-import layout
 import so2sat
-from command import CommandError
+from publishing import command, layout
+from publishing.command import CommandError
 
 # The editions that a server has; the Hub has the files of editions 1 and 2 as part of edition 4.
 SOURCES: Mapping[str, tuple[int, ...]] = {"tum": (1, 2, 3), "hub": (1, 2, 4)}

@@ -31,8 +31,8 @@ import numpy.typing as npt
 import pyproj
 import tqdm
 
-import command
 import so2sat
+from publishing import command
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.uint32]

@@ -27,12 +27,10 @@ from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-import card
-import command
-import manifest
 import so2sat
 import verify
-from command import CommandError
+from publishing import card, command, manifest
+from publishing.command import CommandError
 
 EXAMPLES = """\
   python scripts/upload.py build/so2sat ORG/so2sat --dry-run     check everything and show what would be done

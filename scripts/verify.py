@@ -30,13 +30,9 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.utils.sha import sha_fileobj
 
 import build
-import card
-import command
-import executors
-import layout
-import manifest
 import so2sat
-from command import CommandError
+from publishing import card, command, executors, layout, manifest
+from publishing.command import CommandError
 
 EXAMPLES = """\
   python scripts/verify.py build/so2sat                               files, formats, card

@@ -30,10 +30,9 @@ import numpy.typing as npt  # noqa: E402
 import pytest  # noqa: E402
 
 import build  # noqa: E402
-import card  # noqa: E402
-import layout  # noqa: E402
 import sample  # noqa: E402
 import so2sat  # noqa: E402
+from publishing import card, layout  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -129,7 +128,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # mid-shard, as on a full disk, once a file appears that the test names.
 DRIVER = """
 import errno, os, sys
-import layout
+from publishing import layout
 import pyarrow.parquet as pq
 write_table = pq.ParquetWriter.write_table
 def write_or_fail(*args, **options):

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import strategies as st
 
-import band_statistics
 import so2sat
-from band_statistics import BandStatistics, ConfigStatistics
+from publishing import band_statistics
+from publishing.band_statistics import BandStatistics, ConfigStatistics
 
 Floats = npt.NDArray[np.float32]
 Make = Callable[[np.random.Generator, tuple[int, ...]], npt.NDArray[Any]]

@@ -26,8 +26,8 @@ import contenders
 import sample
 import so2sat
 from benchmark import CASES, GOALS, Bench, Case, Goal, Results
-from command import CommandError
 from conftest import PATCHES
+from publishing.command import CommandError
 
 # ── What is measured ─────────────────────────────────────────────────────────────────────────────────────────────────
 

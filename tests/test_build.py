@@ -24,10 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import build
-import card
-import layout
 import so2sat
 from conftest import Arrays, RangeServer, contents, hearing, random_arrays, wait_for_a_shard, write_source
+from publishing import card, layout
 
 # ── Layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 

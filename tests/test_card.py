@@ -18,11 +18,11 @@ import pytest
 from huggingface_hub import DatasetCard
 
 import build
-import card
 import hub
 import so2sat
 from conftest import Arrays, write_source
-from manifest import Manifest
+from publishing import card
+from publishing.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import build
-import executors
-from command import CommandError
+import so2sat
 from conftest import contents, wait_for_a_shard
+from publishing import executors
+from publishing.command import CommandError
+
+PROJECT = Path(so2sat.__file__).parent
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,6 +88,34 @@ def test_a_running_cluster_is_given_what_it_needs(
 ) -> None:
     build.build(str(source_folder), tmp_path / "so2sat", dask=scheduler)
     assert contents(tmp_path / "so2sat") == contents(repository)
+
+
+def test_a_cluster_that_ran_an_earlier_version_runs_the_new_one(
+    scheduler: str, source_folder: Path, tmp_path: Path
+) -> None:
+    found: list[str] = []
+    for compression in ("ZSTD", "GZIP", "ZSTD"):
+        project = tmp_path / "project"
+        shutil.copytree(PROJECT / "scripts", project / "scripts", dirs_exist_ok=True)
+        for name in ("so2sat.py", "README.md"):
+            shutil.copy(PROJECT / name, project)
+        layout = project / "scripts" / "publishing" / "layout.py"
+        layout.write_text(layout.read_text().replace('"ZSTD"', f'"{compression}"'))
+        output = tmp_path / f"so2sat-{len(found)}"
+        command = [
+            sys.executable,
+            "scripts/build.py",
+            str(source_folder),
+            str(output),
+            "--config",
+            "all",
+            "--dask",
+            scheduler,
+        ]
+        subprocess.run(command, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, check=True)
+        shard = pq.ParquetFile(next(output.glob("all/test-*.parquet")))
+        found.append(shard.metadata.row_group(0).column(0).compression)
+    assert found == ["ZSTD", "GZIP", "ZSTD"]
 
 
 def test_a_cluster_that_does_not_see_a_source_is_refused_before_work_starts(tmp_path: Path) -> None:

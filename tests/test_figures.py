@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,10 +15,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-import figures
 import so2sat
-from band_statistics import ConfigStatistics
-from figures import Patch
+from publishing import figures
+from publishing.band_statistics import ConfigStatistics
+from publishing.figures import Patch
 
 LONG_NOTE = "synthetic sample, not measured data: cost $1 or $2 " * 8
 
@@ -253,23 +252,3 @@ def test_pick_patches_takes_bytes_and_stops_when_it_has_enough() -> None:
 def test_pick_patches_leaves_rare_classes_with_fewer() -> None:
     picked = figures.pick_patches([([0, 0, 1], random_patches(3))], 2)
     assert [len(picked[index]) for index in range(17)] == [2, 1, *[0] * 15]
-
-
-def test_command_draws_the_pictures_of_the_project(tmp_path: Path) -> None:
-    assert figures.main([str(tmp_path / "new" / "assets")]) == 0
-    files = sorted((tmp_path / "new" / "assets").iterdir())
-    assert [file.name for file in files] == ["bands.png", "classes.png", "histogram.png"]
-    for file in files:
-        assert decoded(file.read_bytes()).shape[1] == figures.WIDTH
-        assert file.stat().st_size < 320_000
-
-
-def test_command_has_patches_of_every_class() -> None:
-    patches = figures._sample_patches()
-    assert {len(of_class) for of_class in patches.values()} == {figures.PATCHES_PER_CLASS}
-
-
-def test_command_tells_of_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
-    assert figures.main([str(tmp_path / "file")]) == 1
-    assert "file" in capsys.readouterr().err

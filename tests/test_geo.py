@@ -29,8 +29,8 @@ import pytest
 import build
 import so2sat
 import verify
-from command import CommandError
 from conftest import random_arrays, serving, write_source
+from publishing.command import CommandError
 from test_verify import write
 
 with Path(__file__).with_name("data").joinpath("positions.csv").open() as lines:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import card
 import so2sat
 from conftest import Arrays
+from publishing import card
 
 PROJECT = Path(so2sat.__file__).parent
 

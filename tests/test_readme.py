@@ -14,11 +14,10 @@ import yaml
 from huggingface_hub import DatasetCard
 
 import benchmark
-import card
-import figures
 import hub
 import so2sat
 from conftest import PATCHES, README, README_BLOCKS
+from publishing import card, figures
 
 
 @pytest.fixture(scope="session")

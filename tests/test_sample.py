@@ -23,9 +23,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import command
 import sample
 import so2sat
+from publishing import command
 
 Array = npt.NDArray[np.float64]
 

@@ -20,13 +20,12 @@ import h5py
 import pytest
 
 import build
-import card
 import hub
-import manifest
 import sample
 import so2sat
 import upload
 from conftest import contents, hearing, serving
+from publishing import card, manifest
 
 SCRIPT = upload.__file__
 NUMBERS = itertools.count()
@@ -37,7 +36,8 @@ SENDING = ("create", "preupload", "batch", "transfer", "verify", "commit")
 DRIVER = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-import layout, upload
+import upload
+from publishing import layout
 upload._wait = lambda state: 0.02
 load_back = upload._load_back
 if len(sys.argv) > 2:  # rows of a shard, so that small sources make many
@@ -174,7 +174,7 @@ def local(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 BUILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import layout
+from publishing import layout
 layout.MAX_SHARD_ROWS.update(dict.fromkeys(layout.MAX_SHARD_ROWS, 5))
 layout.ROW_GROUP_ROWS.update(dict.fromkeys(layout.ROW_GROUP_ROWS, 5))
 import build

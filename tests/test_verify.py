@@ -23,12 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import build
-import card
-import layout
-import manifest
 import so2sat
 import verify
 from conftest import Arrays, RangeServer, random_arrays, write_source
+from publishing import card, layout, manifest
 
 SHARDS = (
     "rgb/train-00000-of-00001.parquet",

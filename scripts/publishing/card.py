@@ -15,10 +15,10 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
 import so2sat
-from manifest import Manifest
+from publishing.manifest import Manifest
 
 NAME = "README.md"
-PROJECT_README = Path(__file__).resolve().parent.parent / "README.md"
+PROJECT_README = Path(__file__).resolve().parents[2] / "README.md"
 
 PICTURES = ("assets/bands.png", "assets/classes.png", "assets/histogram.png")
 
@@ -228,7 +228,7 @@ def _number(value: float | None) -> str:
 
 def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[str, bytes]:
     """Draws the pictures of the card from a repository's shards and statistics: PNG files by name."""
-    import figures  # not above: worker processes import this file too, and have no use for matplotlib
+    from publishing import figures  # not above: worker processes import this file too, and have no use for matplotlib
 
     note = "Synthetic data, not measured" if manifest.synthetic else ""
     contents = {so2sat.CONFIGS[config].content: config for config in reversed(manifest.configs)}

@@ -7,16 +7,12 @@ figure, to look at what is in it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
 import math
-import sys
-import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -30,8 +26,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-import command
-import sample
 import so2sat
 
 Patch = npt.NDArray[np.uint8]
@@ -479,55 +473,3 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-# ┌────────────────┐
-# │  Command line  │
-# └────────────────┘
-
-EXAMPLES = """\
-  python scripts/figures.py build/figures
-"""
-
-# Enough for PATCHES_PER_CLASS of the rarest class; validation must have one of each.
-_SAMPLE_ROWS = {"train": 800, "validation": 17}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
-    parser = command.parser(
-        "Draws classes.png (patches of a synthetic sample), histogram.png (published counts) and bands.png (published"
-        " statistics of the training split).",
-        EXAMPLES,
-    )
-    parser.add_argument("folder", metavar="ASSETS_FOLDER", type=Path, help="where to; made if it isn't there")
-    return command.run(_run, parser, argv)
-
-
-def _run(options: argparse.Namespace) -> None:
-    options.folder.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        "classes.png": class_grid(_sample_patches(), "Synthetic sample, not measured data"),
-        "histogram.png": class_histogram(so2sat.PATCHES_PER_CLASS, "Published counts of edition 2"),
-        "bands.png": band_statistics(published_bands(), "Published statistics of edition 2's training split"),
-    }
-    for name, picture in pictures.items():
-        (options.folder / name).write_bytes(picture)
-        print(f"{options.folder / name}: {len(picture):,} bytes")
-
-
-def _sample_patches() -> dict[int, list[Patch]]:
-    with tempfile.TemporaryDirectory() as folder:
-        sample.write_sample(Path(folder), _SAMPLE_ROWS)
-        with so2sat.open_source(str(Path(folder, so2sat.SOURCE_FILES["train"]))) as source:
-            return pick_patches(_rgb_batches(source))
-
-
-def _rgb_batches(source: so2sat.Source) -> Iterator[tuple[Any, Any]]:
-    for start in range(0, source.rows, so2sat.ROWS_PER_BLOCK):
-        columns = so2sat.read_columns(source, "rgb", start, min(start + so2sat.ROWS_PER_BLOCK, source.rows))
-        yield columns["label"], columns["image"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

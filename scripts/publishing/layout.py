@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from huggingface_hub.utils.sha import sha_fileobj
 
 import so2sat
-from band_statistics import ConfigStatistics
+from publishing.band_statistics import ConfigStatistics
 
 LAYOUT_VERSION = 2  # raise it when the same input gives other bytes
 

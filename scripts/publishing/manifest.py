@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-import layout
 import so2sat
-from command import CommandError
+from publishing import layout
+from publishing.command import CommandError
 
 NAME = "manifest.json"
 

@@ -8,8 +8,11 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 import uuid
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,12 +21,11 @@ from typing import Any
 from datasets.utils.file_utils import is_remote_url
 
 import so2sat
-from command import CommandError
+from publishing.command import CommandError
 
 CONNECT_SECONDS = 30
 
-# What a Dask worker needs of this project, in the order of import.
-MODULES = (Path(so2sat.__file__), *(Path(__file__).with_name(name) for name in ("band_statistics.py", "layout.py")))
+PACKAGE = Path(__file__).parent
 
 
 @contextlib.contextmanager
@@ -94,17 +96,40 @@ def dask_cluster(
                 client = stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
             except (OSError, ValueError) as error:
                 raise CommandError(f"no Dask scheduler answers at {address} ({error})") from error
-            for module in MODULES:
-                client.upload_file(str(module))
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except TimeoutError as error:
             raise CommandError("the Dask cluster has no workers; start some and run the same command again") from error
+        if address != "local":
+            _send_package(client)
         _check_view(client, output, [path for path in sources if not is_remote_url(path)])
         try:
             yield client.get_executor(pure=False)
         except distributed.KilledWorker as error:
             raise CommandError(f"Dask workers were lost again and again over the same shard ({error})") from error
+
+
+def _send_package(client: Any) -> None:
+    """Gives a cluster, and the workers that join it later, this package and so2sat.py."""
+    from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
+
+    def forget() -> None:
+        """Removes the modules of an earlier version, which Dask would not reload below the package's top level."""
+        for name in [*sys.modules]:
+            if name.partition(".")[0] in (PACKAGE.name, so2sat.__name__):
+                del sys.modules[name]
+
+    with tempfile.TemporaryDirectory() as folder:
+        # A new name for every version: Python keeps the table of contents of a zip file that it has imported from.
+        archive = Path(folder, f"so2sat-{uuid.uuid4().hex}.zip")
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(so2sat.__file__, Path(so2sat.__file__).name)
+            for path in sorted(PACKAGE.glob("*.py")):
+                file.write(path, f"{PACKAGE.name}/{path.name}")
+        client.run(forget)
+        client.run_on_scheduler(forget)
+        for plugin in (SchedulerUploadFile(str(archive)), UploadFile(str(archive))):
+            client.register_plugin(plugin, name=so2sat.__name__)  # in place of an earlier version's
 
 
 def _check_view(client: Any, output: Path, sources: Sequence[str]) -> None:
