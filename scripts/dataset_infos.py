@@ -13,7 +13,7 @@ import datasets
 from datasets.utils.py_utils import asdict
 
 import so2sat
-from publishing import command
+from publishing import command, facts
 
 EXAMPLES = """\
   python scripts/dataset_infos.py dataset_infos.json
@@ -42,7 +42,7 @@ def expected_infos() -> dict[str, Any]:
         splits = None  # the publishers tell no sizes of edition 3's
         if so2sat.CONFIGS[config].files == so2sat.SOURCE_FILES:
             splits = datasets.SplitDict()
-            for split, patches in so2sat.PATCHES_PER_CLASS.items():
+            for split, patches in facts.PATCHES_PER_CLASS.items():
                 splits.add(datasets.SplitInfo(name=split, num_examples=sum(patches)))
         info = datasets.DatasetInfo(
             description=so2sat.DESCRIPTION,

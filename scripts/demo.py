@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import matplotlib
 import numpy as np
 
 import so2sat
-from publishing import command, manifest
+from publishing import command, facts, layout, manifest
 
 EXAMPLES = """\
   python scripts/demo.py build/demo/so2sat build/demo/preview.png
 """
+
+VV_INTENSITY = [band.name for band in so2sat.SENTINEL1_BANDS].index("VV intensity")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,35 +33,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    contents = manifest.load_built(options.repository)
-    picture = options.picture.resolve()
-    repository = options.repository.resolve()
-    os.chdir(repository.parent)  # so that the call below reads as in the documentation
+    built = manifest.load_built(options.repository)
+    picture, repository = options.picture.resolve(), options.repository.resolve()
+    os.chdir(repository.parent)  # so that the calls below read as in the documentation
     datasets.disable_progress_bars()
 
-    loaded = {}
-    for config in contents.configs:
-        print(f'\n>>> load_dataset("{repository.name}", "{config}")')
-        loaded[config] = datasets.load_dataset(repository.name, config)
-        print(loaded[config])
-        for name, feature in loaded[config]["train"].features.items():
-            print(f"    {name}: {_short(feature)}")
-        print(f"first example: {_describe(loaded[config]['train'][0])}")
+    loaded = {config: datasets.load_dataset(repository.name, config) for config in built.configs}
+    config, *others = loaded
+    split, rows = next(iter(loaded[config].items()))
+    print(f'>>> load_dataset("{repository.name}", "{config}")')
+    print(loaded[config])
+    for name, feature in rows.features.items():
+        print(f"    {name}: {_short(feature)}")
+    print(f"first example of {split}: {_describe(rows[0])}")
+    for other in others:
+        lengths = ", ".join(f"{name} {len(part):,}" for name, part in loaded[other].items())
+        columns = ", ".join(next(iter(loaded[other].values())).column_names)
+        print(f'\n>>> load_dataset("{repository.name}", "{other}")\n{lengths}; {columns}')
 
-    print("\npatches per class")
-    print(_histogram(loaded[contents.configs[0]]))
+    print(f"\npatches per class of {config}\n{_histogram(loaded[config])}")
 
-    config = contents.configs[0]
-    print(f'\n>>> load_dataset("{repository.name}", "{config}", split="validation", streaming=True)')
+    print(f'\n>>> load_dataset("{repository.name}", "{config}", split="{split}", streaming=True)')
     # To the end: Python can hang at exit after a stream that was left before.
-    first, *others = datasets.load_dataset(repository.name, config, split="validation", streaming=True)
-    print(f"first of {1 + len(others)} examples: {_describe(first)}")
+    count = sum(1 for _ in datasets.load_dataset(repository.name, config, split=split, streaming=True))
+    print(f"{count:,} examples")
 
-    if {"rgb", "all"} <= {*contents.configs}:
-        _draw(loaded["rgb"]["train"], loaded["all"]["train"], contents.synthetic, picture)
-        print(f"\n{picture}: one patch a class, natural colours beside Sentinel-1 VV intensity")
-    if contents.synthetic:
-        print(f"\nSYNTHETIC: {contents.synthetic}")
+    if _draw(loaded, split, built.synthetic, picture):
+        print(f"\n{picture}: one patch a class")
+    if built.synthetic:
+        print(f"\nSYNTHETIC: {built.synthetic}")
 
 
 def _short(feature: Any) -> str:
@@ -74,61 +75,60 @@ def _describe(example: dict[str, Any]) -> str:
     parts = []
     for name, value in example.items():
         if name == "label":
-            parts.append(f"label={value} (LCZ {so2sat.LCZ_CODES[value]}, {so2sat.LABELS[value]})")
-        elif isinstance(value, (int, float, str)):
-            parts.append(f"{name}={value}")
+            parts.append(f"label={value} (LCZ {facts.LCZ_CODES[value]}, {so2sat.LABELS[value]})")
         elif hasattr(value, "size") and hasattr(value, "mode"):
             parts.append(f"{name}={value.mode} image of {value.size[0]}×{value.size[1]} pixels")
+        elif isinstance(value, list):
+            parts.append(f"{name}={'×'.join(map(str, np.shape(value)))} values")
         else:
-            parts.append(f"{name}={len(value)}×{len(value[0])}×{len(value[0][0])} values")
+            parts.append(f"{name}={value}")
     return ", ".join(parts)
 
 
 def _histogram(splits: datasets.DatasetDict) -> str:
-    """A table: a line a class, a column a split, and a bar for the share of the training split."""
-    counts = {split: [0] * len(so2sat.LABELS) for split in splits}
-    for split, rows in splits.items():
-        for label in rows["label"]:
-            counts[split][label] += 1
-    most = max(counts["train"])
+    """A table: a line a class, a column a split, and a bar for the share of the first split."""
+    counts = {split: np.bincount(rows["label"][:], minlength=len(so2sat.LABELS)) for split, rows in splits.items()}
+    shares = next(iter(counts.values()))
     lines = [f"{'LCZ':>4} {'class':<21}" + "".join(f"{split:>12}" for split in counts)]
-    for index, (code, name) in enumerate(zip(so2sat.LCZ_CODES, so2sat.LABELS)):
-        numbers = "".join(f"{counts[split][index]:>12,}" for split in counts)
-        lines.append(f"{code:>4} {name:<21}{numbers}  {'█' * round(24 * counts['train'][index] / most)}")
+    for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS)):
+        numbers = "".join(f"{of_split[index]:>12,}" for of_split in counts.values())
+        lines.append(f"{code:>4} {name:<21}{numbers}  {'█' * round(24 * shares[index] / shares.max())}")
     return "\n".join(lines)
 
 
-def _draw(rgb: datasets.Dataset, radar: datasets.Dataset, synthetic: str, picture: Path) -> None:
-    """Draws one labelled patch a class, natural colours beside VV intensity in decibels."""
+def _draw(loaded: dict[str, datasets.DatasetDict], split: str, synthetic: str, picture: Path) -> bool:
+    """Draws one patch a class, natural colours and Sentinel-1 side by side, as far as the repository has them."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    labels = rgb["label"]
-    intensity = radar.with_format("numpy", columns=["sentinel1"])
-    columns, rows = 3, -(-len(so2sat.LABELS) // 3)
-    figure, axes = pyplot.subplots(rows, 2 * columns, figsize=(10, 1.85 * rows + 0.3), dpi=110, layout="constrained")
+    files = layout.CONFIGS[next(iter(loaded))].files  # of configs that hold the same patches
+    same = [config for config, parts in loaded.items() if layout.CONFIGS[config].files == files and split in parts]
+    kinds = {layout.CONFIGS[config].kind: loaded[config] for config in same}
+    if not {"rgb", "all"} & {*kinds}:
+        return False
+    labels = next(iter(kinds.values()))[split]["label"][:]
+    figure, axes = pyplot.subplots(6, 6, figsize=(10, 11.4), dpi=110, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
-    for index, (code, name) in enumerate(zip(so2sat.LCZ_CODES, so2sat.LABELS)):
+    for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS)):
         if index not in labels:
             continue
-        row, column = divmod(index, columns)
-        left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
-        patch = labels.index(index)
-        left.imshow(rgb[patch]["image"], interpolation="nearest")
-        vv = intensity[patch]["sentinel1"][..., 5]
-        shown = right.imshow(_decibels(vv), cmap="gray", vmin=-25, vmax=5, interpolation="nearest")
+        left, right = axes.reshape(18, 2)[index]
         left.set_title(f"{code}  {name}", fontsize=10, loc="left")
-    bar = axes[-1, -1].inset_axes((0.0, 0.05, 0.12, 0.9))  # takes no width from the column, as an axis's own bar would
-    figure.colorbar(shown, cax=bar, label="VV intensity, dB")
-    origin = "SYNTHETIC stand-in, not measured data" if synthetic else "training split"
-    figure.suptitle(f"So2Sat LCZ42, one patch a class: natural colours | Sentinel-1 VV ({origin})", fontsize=12)
+        row = labels.index(index)
+        if "rgb" in kinds:
+            left.imshow(kinds["rgb"][split][row]["image"], interpolation="nearest")
+        if "all" in kinds:
+            intensity = np.asarray(kinds["all"][split][row]["sentinel1"])[..., VV_INTENSITY]
+            decibels = 10 * np.log10(np.maximum(intensity, 1e-6))
+            right.imshow(decibels, cmap="gray", vmin=-25, vmax=5, interpolation="nearest")
+    origin = "SYNTHETIC stand-in, not measured data" if synthetic else f"{split} split"
+    figure.suptitle(f"So2Sat LCZ42, one patch a class: natural colours | Sentinel-1 VV, -25 to 5 dB ({origin})")
     figure.savefig(picture)
     pyplot.close(figure)
-
-
-def _decibels(power: Any) -> Any:
-    return 10 * np.log10(np.maximum(power, 1e-6))
+    return True
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import filelock
 import h5py
 import httpx2
 import huggingface_hub.constants
 import tqdm
 
 import so2sat
-from publishing import command, layout
+from publishing import command, facts, files
 from publishing.command import CommandError
 
 # The editions that a server has; the Hub has the files of editions 1 and 2 as part of edition 4.
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder for the files")
-    parser.add_argument("--edition", type=int, choices=so2sat.EDITIONS, default=2, help="default: %(default)s")
+    parser.add_argument("--edition", type=int, choices=facts.EDITIONS, default=2, help="default: %(default)s")
     parser.add_argument("--split", action="append", choices=so2sat.SOURCE_FILES, help="may be repeated (default: all)")
     parser.add_argument("--source", choices=SOURCES, help="server (default: tum, for edition 4 hub)")
     return command.run(_run, parser, argv)
@@ -75,7 +74,7 @@ def download(folder: Path, edition: int = 2, splits: Sequence[str] | None = None
 
     Args:
         folder: Where the files go, under their official names.
-        edition: One of so2sat.EDITIONS.
+        edition: One of facts.EDITIONS.
         splits: Splits to fetch, all if None.
         source: One of SOURCES, the edition's own if None.
 
@@ -85,10 +84,10 @@ def download(folder: Path, edition: int = 2, splits: Sequence[str] | None = None
     folder = folder.expanduser()
     parts = [Part(folder, name, file) for name, file in _select(edition, splits, source).items()]
     folder.mkdir(parents=True, exist_ok=True)
-    _say(f"So2Sat LCZ42, edition {edition} ({so2sat.EDITIONS[edition].homepage}) → {folder}")
+    _say(f"So2Sat LCZ42, edition {edition} ({facts.EDITIONS[edition].homepage}) → {folder}")
     if edition == 3 and (not splits or "train" in splits):
         _say("culture_10/training.h5 is edition 2's training.h5; to fetch that: --edition 2 --split train")
-    with _locked(folder):
+    with files.locked(folder, STATE_FOLDER):
         missing = [part for part in parts if not _is_there(part)]
         for part in missing:
             part.remote = _persist(part, functools.partial(_describe, part.file))
@@ -99,12 +98,12 @@ def download(folder: Path, edition: int = 2, splits: Sequence[str] | None = None
     _say(f"{folder}: edition {edition}, {len(parts)} files, {size:,} bytes, all verified")
 
 
-def _select(edition: int, splits: Sequence[str] | None, source: str | None) -> dict[str, so2sat.SourceFile]:
+def _select(edition: int, splits: Sequence[str] | None, source: str | None) -> dict[str, facts.SourceFile]:
     """The files that are asked for, by their path in the folder."""
     source = source or next(name for name, editions in SOURCES.items() if edition in editions)
     if edition not in SOURCES[source]:
         raise CommandError(f"edition {edition} is not to be had from {source}; leave out --source {source}")
-    names = [*so2sat.EDITIONS[edition].files]
+    names = [*facts.EDITIONS[edition].files]
     if splits:
         # `training` stands for training.h5, training_geo.h5, random/training.h5 …
         stems = {split: so2sat.SOURCE_FILES[split].removesuffix(".h5") for split in splits}
@@ -112,7 +111,7 @@ def _select(edition: int, splits: Sequence[str] | None, source: str | None) -> d
         for split, stem in stems.items():
             if not any(stem in name for name in names):
                 raise CommandError(f"edition {edition} has no {split} split; leave out --split {split}")
-    return {name: so2sat.EDITIONS[4 if source == "hub" else edition].files[name] for name in names}
+    return {name: facts.EDITIONS[4 if source == "hub" else edition].files[name] for name in names}
 
 
 class Damaged(Exception):
@@ -131,7 +130,7 @@ class Part:
         size: Bytes of the file that they make.
     """
 
-    def __init__(self, folder: Path, name: str, file: so2sat.SourceFile) -> None:
+    def __init__(self, folder: Path, name: str, file: facts.SourceFile) -> None:
         """Opens nothing, `follow` does."""
         self.folder, self.name, self.file, self.target = folder, name, file, folder / name
         self.published = f"sha256 {file.sha256}" if file.sha256 else f"md5 {file.md5}" if file.md5 else ""
@@ -219,7 +218,7 @@ class Part:
         _check_hdf5(path)
         os.fsync(self.output.fileno())
         path.replace(self.target)
-        layout.sync_folder(self.target.parent)
+        files.sync_folder(self.target.parent)
         _remember(self.folder, self.name, self.mark())
         self.remove_rest()
         if self.published:
@@ -359,17 +358,6 @@ def _bytes_in(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other downloads out of a folder."""
-    (folder / STATE_FOLDER).mkdir(exist_ok=True)
-    try:
-        with filelock.FileLock(folder / STATE_FOLDER / "lock", timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise CommandError(f"{folder}: another download into this folder is at work; wait for it to end") from error
-
-
 def _recall(folder: Path) -> dict[str, str]:
     """What is remembered: the marks of verified files, and of which file on the server a part is."""
     try:
@@ -380,7 +368,7 @@ def _recall(folder: Path) -> dict[str, str]:
 
 
 def _remember(folder: Path, key: str, note: str) -> None:
-    with layout.replacing(folder / STATE_FOLDER / "state.json") as file:
+    with files.replacing(folder / STATE_FOLDER / "state.json") as file:
         file.write(json.dumps({**_recall(folder), key: note}, indent=1).encode())
 
 
@@ -469,7 +457,7 @@ def _failures(url: str) -> Iterator[None]:
         raise Interruption(f"{error}" if str(error) else type(error).__name__) from error
 
 
-def _describe(file: so2sat.SourceFile) -> Remote:
+def _describe(file: facts.SourceFile) -> Remote:
     """Asks the server about a file."""
     with _failures(file.url):
         remote = _ask_ftp(file.url) if file.url.startswith("ftp:") else _ask_hub(file.url)

@@ -32,7 +32,7 @@ import pyproj
 import tqdm
 
 import so2sat
-from publishing import command
+from publishing import command, facts, places
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.uint32]
@@ -597,12 +597,12 @@ def generate_places(
     steps = np.rint(rng.normal(0, CITY_SPREAD / GRID, (len(cities), 2)))
     if split != "train":
         steps[:, 0] = np.abs(steps[:, 0]) * (-1 if split == "validation" else 1)
-    names = np.array([*so2sat.CITIES], "S16")
-    codes = np.array([city.epsg for city in so2sat.CITIES.values()], np.int32)
+    names = np.array([*facts.CITIES], "S16")
+    codes = np.array([city.epsg for city in facts.CITIES.values()], np.int32)
     centres = np.array(
         [
             pyproj.Transformer.from_crs(4326, city.epsg, always_xy=True).transform(city.longitude, city.latitude)
-            for city in so2sat.CITIES.values()
+            for city in facts.CITIES.values()
         ]
     )
     tfw = np.tile([so2sat.PIXEL_SIZE, 0.0, 0.0, -so2sat.PIXEL_SIZE, 0.0, 0.0], (len(cities), 1))
@@ -758,7 +758,7 @@ def generate(split: str, rows: int, seed: int) -> Iterator[dict[str, npt.NDArray
     """Generates a split in blocks of at most ROWS_PER_BLOCK rows, as `generate_block` returns them."""
     cities = Cities.draw(_generator(seed, 0))
     number = 1 + list(so2sat.SOURCE_FILES).index(split)
-    counts = apportion(rows, so2sat.PATCHES_PER_CLASS[split])
+    counts = apportion(rows, facts.PATCHES_PER_CLASS[split])
     labels = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
     _generator(seed, number).shuffle(labels)
     for block, start in enumerate(range(0, rows, ROWS_PER_BLOCK)):
@@ -794,11 +794,11 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
     paths = {split: folder / name for split, name in so2sat.SOURCE_FILES.items()}
     for path in paths.values():
         _check_replaceable(path)
-        _check_replaceable(path.with_name(so2sat.geo_file(path.name)))
+        _check_replaceable(path.with_name(places.geo_file(path.name)))
     _check_space(folder, sum(size_in_bytes(count) for count in rows.values() if count))
 
     # One name for all runs, so that the next one replaces what a killed one left.
-    names = [name for split, path in paths.items() if rows[split] for name in (path.name, so2sat.geo_file(path.name))]
+    names = [name for split, path in paths.items() if rows[split] for name in (path.name, places.geo_file(path.name))]
     written = {folder / name: folder / f".{name}.incomplete" for name in names}
     try:
         with (
@@ -807,7 +807,7 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
         ):
             for split, path in paths.items():
                 if path in written:
-                    geo = written[path.with_name(so2sat.geo_file(path.name))]
+                    geo = written[path.with_name(places.geo_file(path.name))]
                     for count in _write_files(written[path], geo, split, rows[split], seed):
                         progress.update(count)
                         check_interrupt()
@@ -816,7 +816,7 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
             for path in paths.values():
                 if path not in written:  # of an earlier sample with this split: it would not fit the others
                     path.unlink(missing_ok=True)
-                    path.with_name(so2sat.geo_file(path.name)).unlink(missing_ok=True)
+                    path.with_name(places.geo_file(path.name)).unlink(missing_ok=True)
     finally:
         for temporary in written.values():
             temporary.unlink(missing_ok=True)
@@ -841,7 +841,8 @@ def _check_rows(rows: Mapping[str, int]) -> None:
 def _check_replaceable(path: Path) -> None:
     if not os.path.lexists(path):
         return
-    with contextlib.suppress(so2sat.SourceError), so2sat.open_file(str(path)) as source:
+    opened = places.open_geo if places.is_geo(path.name) else so2sat.open_source
+    with contextlib.suppress(so2sat.SourceError), opened(str(path)) as source:
         if source.synthetic:
             return
     raise command.CommandError(f"{path} is there already and is not synthetic, left as it is; choose another folder")

@@ -27,9 +27,8 @@ from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-import so2sat
 import verify
-from publishing import card, command, manifest
+from publishing import card, command, layout, manifest
 from publishing.command import CommandError
 
 EXAMPLES = """\
@@ -314,7 +313,7 @@ def _is_stale(name: str, repo_id: str, kept: set[str]) -> bool:
     if name in kept:
         return False
     folder, _, file = name.rpartition("/")
-    is_ours = folder in so2sat.CONFIGS and file.endswith(".parquet")
+    is_ours = folder in layout.CONFIGS and file.endswith(".parquet")
     breaks = name in {"so2sat.py", f"{repo_id.split('/')[1]}.py", "dataset_infos.json"}
     return is_ours or breaks or name in card.PICTURES
 

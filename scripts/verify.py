@@ -31,7 +31,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 
 import build
 import so2sat
-from publishing import card, command, executors, layout, manifest
+from publishing import card, command, executors, facts, layout, manifest
 from publishing.command import CommandError
 
 EXAMPLES = """\
@@ -229,7 +229,7 @@ def repository_findings(repository: Path, built: manifest.Manifest) -> Iterator[
     """
     files, plan = _files(repository), _plan(built, {})
     yield from _manifest_findings(built)
-    if not built.configs or {*built.configs} - {*so2sat.CONFIGS}:
+    if not built.configs or {*built.configs} - {*layout.CONFIGS}:
         return  # what else it must hold is not known
     if _is_incomplete(repository):
         done = sum(shard.name in built.shards and shard.name in files for shard in plan)
@@ -268,7 +268,7 @@ def _results(tasks: Sequence[Task], workers: int) -> Iterator[Result]:
 
 def _find_sources(folder: str, built: manifest.Manifest) -> dict[str, dict[str, str]]:
     """The source files of the repository's configs, by config and split."""
-    return {config: so2sat.find_sources(folder, config) for config in so2sat.CONFIGS if config in built.configs}
+    return {config: layout.find_sources(folder, config) for config in layout.CONFIGS if config in built.configs}
 
 
 def _plan(built: manifest.Manifest, sources: Mapping[str, Mapping[str, str]]) -> list[layout.Shard]:
@@ -276,7 +276,7 @@ def _plan(built: manifest.Manifest, sources: Mapping[str, Mapping[str, str]]) ->
     image_format = built.image_format if built.image_format in so2sat.IMAGE_FORMATS else "jpeg"
     return [
         shard
-        for config in so2sat.CONFIGS
+        for config in layout.CONFIGS
         if config in built.configs
         for split, rows in built.splits(config).items()
         if 1 <= rows <= MAX_SOURCE_ROWS
@@ -291,30 +291,28 @@ def _manifest_findings(built: manifest.Manifest) -> Iterator[Finding]:
             yield Finding(
                 manifest.NAME, f"made with version {built.versions.get(name)} of {name}, expected {current[name]}"
             )
-    wrong = [config for config in built.configs if config not in so2sat.CONFIGS]
+    wrong = [config for config in built.configs if config not in layout.CONFIGS]
     if wrong or not built.configs:
         yield Finding(
-            manifest.NAME, f"configs {_few(wrong) if wrong else '(none)'}, expected some of {_few(so2sat.CONFIGS)}"
+            manifest.NAME, f"configs {_few(wrong) if wrong else '(none)'}, expected some of {_few(layout.CONFIGS)}"
         )
     if built.image_format not in so2sat.IMAGE_FORMATS:
         yield Finding(
             manifest.NAME, f"image_format {built.image_format!r}, expected one of {_few(so2sat.IMAGE_FORMATS)}"
         )
     splits = {
-        (config, split): so2sat.CONFIGS[config].source_files(split)
-        for config in so2sat.CONFIGS
+        (config, split): layout.source_files(config, split)
+        for config in layout.CONFIGS
         if config in built.configs
-        for split in so2sat.CONFIGS[config].files
+        for split in layout.CONFIGS[config].files
     }
     known = {name for names in splits.values() for name in names}
     for name, record in built.sources.items():
         if name not in known or not 1 <= record.rows <= MAX_SOURCE_ROWS:
             yield Finding(manifest.NAME, f"source {name} with {record.rows:,} rows, expected a file of its configs")
     for config in built.configs:
-        if config in so2sat.CONFIGS and not built.splits(config):
+        if config in layout.CONFIGS and not built.splits(config):
             yield Finding(manifest.NAME, f"no sources of config '{config}', expected at least one split")
-    for name in sorted(known - {*built.sources} - {*so2sat.OPTIONAL_FILES}):
-        yield Finding(manifest.NAME, f"no source {name}, expected it as one of its configs")
 
 
 def _shard_list_findings(built: manifest.Manifest, plan: Sequence[layout.Shard]) -> Iterator[Finding]:
@@ -355,9 +353,9 @@ def _source_findings(built: manifest.Manifest, sources: Mapping[str, Mapping[str
 
 
 def _class_findings(config: str, split: str, found: npt.NDArray[np.int64]) -> Iterator[Finding]:
-    expected = so2sat.PATCHES_PER_CLASS[split]
+    expected = facts.PATCHES_PER_CLASS[split]
     # Nobody published the counts of a part of the data, or of edition 3's splits.
-    if found.sum() != sum(expected) or so2sat.CONFIGS[config].files != so2sat.SOURCE_FILES:
+    if found.sum() != sum(expected) or layout.CONFIGS[config].files != so2sat.SOURCE_FILES:
         return
     wrong = [
         f"{found[index]:,} of {name} (expected {expected[index]:,})"
@@ -406,15 +404,15 @@ def _statistics(repository: Path, built: manifest.Manifest) -> card.Statistics |
 def _published_findings(built: manifest.Manifest, statistics: card.Statistics | None) -> Iterator[Finding]:
     """Whether the statistics of the full training split are those that were published of it."""
     source = built.sources.get(so2sat.SOURCE_FILES["train"])
-    full = sum(so2sat.PATCHES_PER_CLASS["train"])
+    full = sum(facts.PATCHES_PER_CLASS["train"])
     if source is None or source.rows != full or source.synthetic or not statistics or "all" not in statistics:
         return
     columns = statistics["all"]["train"]["bands"]
     for column, bands in (("sentinel1", so2sat.SENTINEL1_BANDS), ("sentinel2", so2sat.SENTINEL2_BANDS)):
-        for band, found in zip(bands, columns[column]):
-            for name, expected in (("mean", band.mean), ("std", band.std)):
+        for band, found, mean, std in zip(bands, columns[column], facts.TRAIN_MEAN[column], facts.TRAIN_STD[column]):
+            for name, expected in (("mean", mean), ("std", std)):
                 # A mean near 0 is known no better than its band's spread allows.
-                if not math.isclose(found[name], expected, rel_tol=1e-3, abs_tol=1e-3 * band.std):
+                if not math.isclose(found[name], expected, rel_tol=1e-3, abs_tol=1e-3 * std):
                     yield Finding(
                         build.STATISTICS_NAME,
                         f"{name} of {column} {band.name} is {found[name]:.6g}, expected {expected:.6g} as published",
@@ -638,7 +636,7 @@ def _check_bytes(task: Task, path: Path, problems: _Problems) -> None:
 
 
 def _check_schema(task: Task, file: pq.ParquetFile, problems: _Problems) -> None:
-    features = so2sat.features(task.shard.config)
+    features = layout.features(task.shard.config)
     found, expected = file.schema_arrow, features.arrow_schema
     if found.names != expected.names:
         problems.add(f"columns {', '.join(found.names)}, expected {', '.join(expected.names)}")
@@ -669,7 +667,7 @@ def _check_content(task: Task, file: pq.ParquetFile, problems: _Problems) -> Res
     if total != task.shard.stop - task.shard.start:
         problems.add(f"{total:,} rows, expected {task.shard.stop - task.shard.start:,}")
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-    size = layout.ROW_GROUP_ROWS[task.shard.content]
+    size = layout.ROW_GROUP_ROWS[task.shard.kind]
     for group, found in enumerate(sizes):
         expected = min(size, max(0, total - group * size))
         if found != expected:
@@ -692,7 +690,7 @@ def _check_content(task: Task, file: pq.ParquetFile, problems: _Problems) -> Res
     return Result(total, compared, counts if counts.sum() == total else None, [])
 
 
-def _open_source(task: Task, stack: contextlib.ExitStack, problems: _Problems) -> so2sat.Source | None:
+def _open_source(task: Task, stack: contextlib.ExitStack, problems: _Problems) -> layout.Reader | None:
     if not task.shard.source or task.rows == []:
         return None
     try:
@@ -711,7 +709,7 @@ def _blocks(
         The number of a block's first row in the group, and those of its columns that could be read and have the
         type they must have.
     """
-    schema = so2sat.features(task.shard.config).arrow_schema
+    schema = layout.features(task.shard.config).arrow_schema
     readers = {
         name: file.iter_batches(so2sat.ROWS_PER_BLOCK, [group], columns=[name], use_threads=False)
         for name in schema.names
@@ -793,7 +791,7 @@ def _check_block(task: Task, row: int, block: Mapping[str, pa.Array], problems: 
 
 
 def _compare_block(
-    task: Task, source: so2sat.Source, row: int, block: Mapping[str, pa.Array], problems: _Problems
+    task: Task, source: layout.Reader, row: int, block: Mapping[str, pa.Array], problems: _Problems
 ) -> int:
     """Compares rows of a block, which starts at row `row` of the split, with the source, and counts them."""
     stop = min(row + max(map(len, block.values()), default=0), source.rows)
@@ -801,7 +799,7 @@ def _compare_block(
     compared = 0
     for first, last in ranges:
         if first < last:
-            columns: dict[str, Any] = {**so2sat.read_columns(source, task.shard.config, first, last)}
+            columns: dict[str, Any] = {**source.read(first, last)}
             if "image" in columns:
                 columns["image"] = so2sat.encode_images(columns["image"], task.shard.image_format)
             for name, column in block.items():

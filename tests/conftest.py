@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import http.server
+import json
 import os
 import re
 import shutil
@@ -27,12 +30,14 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
 
 import build  # noqa: E402
 import sample  # noqa: E402
 import so2sat  # noqa: E402
-from publishing import card, layout  # noqa: E402
+from publishing import card, layout, manifest  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -115,6 +120,34 @@ def large_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def sign(repository: Path, name: str) -> None:
+    """Makes manifest and card tell of a shard as it is now, as if it had been built like that."""
+    built = manifest.Manifest.load(repository)
+    assert built is not None
+    data = (repository / name).read_bytes()
+    built.shards[name] = dataclasses.replace(
+        built.shards[name], bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )
+    built.save(repository)
+    statistics = json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
+    (repository / card.NAME).write_text(card.render(built, statistics))
+
+
+def write_shard(repository: Path, name: str, table: pa.Table, **options: Any) -> None:
+    """Writes a table as a shard, by default in the layout that is expected, and signs it."""
+    row_group_size = layout.ROW_GROUP_ROWS[name.split("/")[0]]
+    options = {
+        "row_group_size": row_group_size,
+        "write_page_index": True,
+        "write_page_checksum": True,
+        "compression": "zstd",
+        "use_dictionary": False,
+        **options,
+    }
+    pq.write_table(table, repository / name, **options)
+    sign(repository, name)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every published file of a repository with its bytes."""
     return {
@@ -185,12 +218,22 @@ class RangeServer(http.server.ThreadingHTTPServer):
         self.bytes_sent = 0
         # Asked for every request with its number: None to serve it, a status to refuse it, "cut" to break off half-way.
         self.fault: Callable[[int], int | str | None] = lambda number: None
+        self.path_faults: dict[str, int] = {}  # statuses by path
         self.ranges = True
+        self.connections = 0  # that are open
 
     @property
     def url(self) -> str:
         """Address of the folder."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serves a connection until it ends."""
+        self.connections += 1
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stays quiet about clients that hang up."""
@@ -208,7 +251,7 @@ class _RangeHandler(http.server.SimpleHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         self.server.requests.append((self.command, self.path))
-        fault = self.server.fault(len(self.server.requests))
+        fault = self.server.path_faults.get(self.path) or self.server.fault(len(self.server.requests))
         if isinstance(fault, int):
             self.send_error(fault)
             return
@@ -259,17 +302,9 @@ def http_source(source_folder: Path) -> Iterator[RangeServer]:
         yield server
 
 
-LEGACY_REQUIREMENTS = ("datasets==3.6.0", "aiohttp", "h5py", "pillow", "pyproj", "requests", "tenacity")
-
-
 @pytest.fixture(scope="session")
 def legacy_python() -> Path:
-    """Python of an environment with datasets 3.6, made once."""
-    environment = Path(so2sat.__file__).parent / "build" / "datasets-3.6"
-    python, stamp = environment / "bin" / "python", environment / "requirements"
-    if not stamp.exists() or stamp.read_text() != " ".join(LEGACY_REQUIREMENTS):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *LEGACY_REQUIREMENTS]
-        subprocess.run(install, check=True)
-        stamp.write_text(" ".join(LEGACY_REQUIREMENTS))
+    """Python of an environment with datasets 3.6.0, h5py and pillow, which `make test` makes."""
+    python = Path(so2sat.__file__).parent / ".venv" / "datasets-3.6.0" / "bin" / "python"
+    assert python.exists(), "make .venv/datasets-3.6.0/ready"
     return python

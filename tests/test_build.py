@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -25,22 +26,55 @@ from hypothesis import strategies as st
 
 import build
 import so2sat
+import verify
 from conftest import Arrays, RangeServer, contents, hearing, random_arrays, wait_for_a_shard, write_source
-from publishing import card, layout
+from publishing import card, files, layout
+
+# ── Any part ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PARTS = {
+    "edition 2": so2sat.SOURCE_FILES,
+    "random": so2sat.RANDOM_FILES,
+}
+SOME = [
+    pytest.param(files, some, id=f"{part}: {', '.join(some)}")
+    for part, files in PARTS.items()
+    for count in range(1, len(files) + 1)
+    for some in itertools.combinations(files, count)
+]
+
+
+@pytest.mark.parametrize(("files", "splits"), SOME)
+def test_any_part_of_the_files_is_built_verified_and_loaded(
+    files: dict[str, str], splits: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, split in enumerate(splits):
+        write_source(tmp_path / "data" / files[split], random_arrays(5 + number))
+    built = build.build(str(tmp_path / "data"), tmp_path / "so2sat")
+    assert built.configs == [name for name, config in so2sat.CONFIGS.items() if config.files == files]
+    told = [line for line in capsys.readouterr().out.splitlines() if "has no split" in line]
+    assert len(told) == (2 if len(splits) < len(files) else 0)
+    assert verify.verify(tmp_path / "so2sat", str(tmp_path / "data")).findings == []
+    for config in built.configs:
+        loaded = datasets.load_dataset(str(tmp_path / "so2sat"), config, cache_dir=str(tmp_path / "cache"))
+        assert {split: len(rows) for split, rows in loaded.items()} == {
+            split: 5 + number for number, split in enumerate(splits)
+        }
+
 
 # ── Layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@given(st.integers(1, 400_000), st.sampled_from(sorted(so2sat.CONFIGS)))
+@given(st.integers(1, 400_000), st.sampled_from(sorted(layout.CONFIGS)))
 def test_shards_divide_a_split_at_row_groups_into_a_power_of_two(rows: int, config: str) -> None:
     shards = layout.plan_shards(config, "train", rows, "training.h5", "jpeg")
-    content = so2sat.CONFIGS[config].content
-    group = layout.ROW_GROUP_ROWS[content]
+    kind = layout.CONFIGS[config].kind
+    group = layout.ROW_GROUP_ROWS[kind]
     assert [shard.start for shard in shards] == [0, *(shard.stop for shard in shards[:-1])]
     assert shards[-1].stop == rows
     assert all(shard.start < shard.stop and shard.start % group == 0 for shard in shards)
     assert len(shards).bit_count() == 1
-    assert all(layout.ROW_BYTES[content] * (shard.stop - shard.start) <= 500_000_000 for shard in shards)
+    assert all(layout.ROW_BYTES[kind] * (shard.stop - shard.start) <= 500_000_000 for shard in shards)
     sizes = [-(-(shard.stop - shard.start) // group) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
 
@@ -282,7 +316,7 @@ def interrupted(process: subprocess.Popen[bytes], output: Path, moment: float, h
     whole, part = divmod(moment, 1)
     while process.poll() is None:
         finished = len(list(output.glob("*/*.parquet")))
-        if finished >= whole and list(output.glob(f"*/.*{layout.INCOMPLETE_SUFFIX}")):
+        if finished >= whole and list(output.glob(f"*/.*{files.INCOMPLETE_SUFFIX}")):
             time.sleep(part * 0.02)
             process.send_signal(how)
             process.wait()
@@ -305,7 +339,7 @@ def test_a_build_killed_again_and_again_ends_as_if_undisturbed(
             if not interrupted(process, output, moment, how):
                 break
         kills += 1
-        in_mid_shard += bool(list(output.glob(f"*/.*{layout.INCOMPLETE_SUFFIX}")))
+        in_mid_shard += bool(list(output.glob(f"*/.*{files.INCOMPLETE_SUFFIX}")))
         with pytest.raises(FileNotFoundError, match="incomplete"):
             datasets.load_dataset(str(output), "rgb")
     assert kills >= 10
@@ -332,7 +366,7 @@ def test_ctrl_c_ends_with_status_130_and_no_traceback(driver: list[str], large_s
         error = process.communicate()[1].decode()
     assert process.returncode == 130
     assert error.strip() == "interrupted"
-    assert not list(output.glob(f"*/.*{layout.INCOMPLETE_SUFFIX}"))
+    assert not list(output.glob(f"*/.*{files.INCOMPLETE_SUFFIX}"))
 
 
 def test_a_killed_worker_is_reported_and_loses_nothing(
@@ -465,7 +499,7 @@ def test_a_build_killed_after_a_change_still_notices_it(
     source, output = small_copy
     with h5py.File(source / "training.h5", "r+") as h5:
         h5["sen1"][101, 3, 3, 2] = 0.5
-    replacing = layout.replacing
+    replacing = files.replacing
 
     calls: list[Path] = []
 
@@ -475,7 +509,7 @@ def test_a_build_killed_after_a_change_still_notices_it(
             raise KeyboardInterrupt
         return replacing(path)
 
-    monkeypatch.setattr(layout, "replacing", dies)
+    monkeypatch.setattr(files, "replacing", dies)
     assert build.main([str(source), str(output)]) == 130
     monkeypatch.undo()
     assert [path.name for path in calls] == ["manifest.json", "README.md", "sources.json"]
@@ -556,7 +590,7 @@ def test_shards_of_another_plan_are_removed(small_copy: tuple[Path, Path]) -> No
     source, output = small_copy
     stray = output / "rgb" / "train-00001-of-00002.parquet"
     shutil.copy(output / "rgb" / "train-00000-of-00001.parquet", stray)
-    (output / "rgb" / f".x{layout.INCOMPLETE_SUFFIX}").touch()
+    (output / "rgb" / f".x{files.INCOMPLETE_SUFFIX}").touch()
     build.build(str(source), output)
     assert sorted(path.name for path in (output / "rgb").iterdir()) == [
         f"{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")
@@ -574,7 +608,7 @@ def test_a_second_build_into_the_same_folder_refuses(
 ) -> None:
     with build._locked(tmp_path / "so2sat"):
         assert build.main([str(source_folder), str(tmp_path / "so2sat")]) == 1
-    assert "another build is writing into this folder" in capsys.readouterr().err
+    assert "another run of this command is at work there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"versions": 3}'])
@@ -622,7 +656,7 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards(
         error = process.communicate()[1].decode()
     assert process.returncode == 1
     assert re.search(r"error: .*the disk is full.*\((\d+) of 42 shards are finished and kept\)", error)
-    assert not list(output.glob(f"*/.*{layout.INCOMPLETE_SUFFIX}"))
+    assert not list(output.glob(f"*/.*{files.INCOMPLETE_SUFFIX}"))
     kept = {name: at for name, at in modification_times(output).items() if name in json_shards(output)}
     subprocess.run(command, check=True)
     assert contents(output) == undisturbed

@@ -39,7 +39,8 @@ import download
 import hub
 import so2sat
 from conftest import hearing, random_arrays, write_source
-from so2sat import Edition, SourceFile
+from publishing import facts
+from publishing.facts import Edition, SourceFile
 
 REPOSITORY = "zhu-xlab/So2Sat-LCZ42"
 NAME = "training.h5"
@@ -162,7 +163,7 @@ class Site:
 
     def publish(self, *unpublished: str, **files: bytes) -> None:
         """Puts files there and says so in the table: `training` for training.h5. Some come without checksum."""
-        entries = dict(so2sat.EDITIONS[self.edition].files)
+        entries = dict(facts.EDITIONS[self.edition].files)
         for stem, content in files.items():
             name = f"{stem}.h5"
             self.put(name, content)
@@ -171,11 +172,11 @@ class Site:
                 sha256 = hashlib.sha256(content).hexdigest()
                 entry = SourceFile(self.url(name), hashlib.md5(content).hexdigest(), len(content), sha256)
             entries[name] = entry
-        set_table({**so2sat.EDITIONS, self.edition: Edition("https://doi.org/none", entries)})
+        set_table({**facts.EDITIONS, self.edition: Edition("https://doi.org/none", entries)})
 
 
 def set_table(editions: Mapping[int, Edition]) -> None:
-    so2sat.EDITIONS = editions
+    facts.EDITIONS = editions
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +184,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long was waited between attempts; without waiting. And an empty table."""
     result: list[float] = []
     monkeypatch.setattr(time, "sleep", result.append)
-    monkeypatch.setattr(so2sat, "EDITIONS", {number: Edition("https://doi.org/none", {}) for number in (1, 2, 3, 4)})
+    monkeypatch.setattr(facts, "EDITIONS", {number: Edition("https://doi.org/none", {}) for number in (1, 2, 3, 4)})
     return result
 
 
@@ -330,7 +331,7 @@ def test_edition_3_goes_into_folders_and_its_other_training_file_is_told_of(
 def test_the_hub_has_the_files_of_edition_2_too(gzipped: Site, files: dict[str, bytes], tmp_path: Path) -> None:
     gzipped.publish("training_geo", **files, training_geo=hdf5())
     names = {f"{stem}.h5": SourceFile("ftp://127.0.0.1:9/") for stem in files}
-    set_table({**so2sat.EDITIONS, 2: Edition("https://doi.org/none", names)})
+    set_table({**facts.EDITIONS, 2: Edition("https://doi.org/none", names)})
     assert download.main([str(tmp_path / "data"), "--source", "hub"]) == 0
     assert visible(tmp_path / "data") == {f"{stem}.h5": content for stem, content in files.items()}
 
@@ -381,7 +382,7 @@ def test_what_does_not_exist_is_an_error_at_once(
     assert not (tmp_path / "data").exists()
 
 
-OFFICIAL = so2sat.EDITIONS
+OFFICIAL = facts.EDITIONS
 
 
 def test_the_account_and_the_path_of_official_addresses_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -749,7 +750,7 @@ def test_what_is_there_and_verified_is_not_fetched_nor_asked_for_nor_read_again(
                 "https://doi.org/none",
                 {
                     name: dataclasses.replace(file, url="ftp://nowhere.invalid/")
-                    for name, file in so2sat.EDITIONS[site.edition].files.items()
+                    for name, file in facts.EDITIONS[site.edition].files.items()
                 },
             )
         }
@@ -981,9 +982,10 @@ def test_a_link_to_a_disk_that_is_not_mounted_is_not_replaced(
 DRIVER = """
 import sys
 sys.path[:0] = [{scripts!r}, {root!r}]
-import so2sat
-from so2sat import Edition, SourceFile
-so2sat.EDITIONS = {table!r}
+from publishing import facts
+from publishing import facts
+from publishing.facts import Edition, SourceFile
+facts.EDITIONS = {table!r}
 import download
 sys.exit(download.main())
 """
@@ -993,7 +995,7 @@ def started(site: Site, tmp_path: Path) -> subprocess.Popen[bytes]:
     """Starts the script in a process of its own and waits until half of a file has come."""
     script, half = tmp_path / "driver.py", site.put(NAME, (tmp_path / "published").read_bytes()) // 2
     folders = {"scripts": str(Path(download.__file__).parent), "root": str(Path(so2sat.__file__).parent)}
-    script.write_text(DRIVER.format(table=so2sat.EDITIONS, **folders))
+    script.write_text(DRIVER.format(table=facts.EDITIONS, **folders))
     site.line.cuts, site.line.ending = [half], "stall"
     command = [sys.executable, str(script), str(tmp_path / "data"), "--edition", str(site.edition)]
     environment = {**os.environ, "HF_ENDPOINT": huggingface_hub.constants.ENDPOINT}

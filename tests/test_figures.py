@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import so2sat
-from publishing import figures
+from publishing import facts, figures
 from publishing.band_statistics import ConfigStatistics
 from publishing.figures import Patch
 
@@ -68,7 +68,7 @@ PICTURES: dict[str, tuple[int, Any]] = {
     "classes": (CLASSES, patches_of_all(4)),
     "some classes": (CLASSES, {3: random_patches(9), 5: [], 16: random_patches(1)}),
     "no classes": (CLASSES, {}),
-    "three splits": (HISTOGRAM, so2sat.PATCHES_PER_CLASS),
+    "three splits": (HISTOGRAM, facts.PATCHES_PER_CLASS),
     "two splits": (HISTOGRAM, {"train": (17_000_000, *[0] * 16), "validation": [0] * 17}),
     "one split": (HISTOGRAM, {"train": (3, 0, 1, *[0] * 13, 2)}),
     "published bands": (BANDS, figures.published_bands()),
@@ -156,11 +156,11 @@ def test_every_class_is_named(name: str, drawn_texts: Callable[[Figure], list[Te
     written = labels_of(drawn_texts(figure_of(name)))
     for label in so2sat.LABELS:
         assert written.count(label) == 1
-    assert [text for text in written if text in so2sat.LCZ_CODES][:17] == [*so2sat.LCZ_CODES]
+    assert [text for text in written if text in facts.LCZ_CODES][:17] == [*facts.LCZ_CODES]
 
 
 def test_colours_are_those_of_17_classes() -> None:
-    colours = [tuple(bytes.fromhex(colour[1:])) for colour in figures.LCZ_COLOURS]
+    colours = [tuple(bytes.fromhex(colour[1:])) for colour in facts.LCZ_COLOURS]
     assert len(colours) == len(set(colours)) == len(so2sat.LABELS)
     assert min(np.abs(np.subtract(a, b)).sum() for a, b in itertools.combinations(colours, 2)) > 40
     pixels = decoded(png_of("three splits", "")).reshape(-1, 3)
@@ -190,7 +190,7 @@ def test_classes_without_patches_are_marked(drawn_texts: Callable[[Figure], list
 
 def test_histogram_writes_all_counts(drawn_texts: Callable[[Figure], list[Text]]) -> None:
     written = labels_of(drawn_texts(figure_of("three splits")))
-    for split, counts in so2sat.PATCHES_PER_CLASS.items():
+    for split, counts in facts.PATCHES_PER_CLASS.items():
         assert {split, f"{sum(counts):,} patches", *(f"{count:,}" for count in counts)} <= {*written}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import so2sat
 from conftest import Arrays
-from publishing import card
+from publishing import card, layout
 
 PROJECT = Path(so2sat.__file__).parent
 
@@ -68,7 +68,6 @@ def assert_holds(told: dict[str, Any], config: str, arrays: dict[str, Arrays]) -
             assert np.abs(np.array(rows["images"]) - pixels).mean() < 10  # JPEG of noise
 
 
-@pytest.mark.timeout(600)  # makes the environment
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("config", ["rgb", "all"])
 def test_the_builder_is_a_loading_script(
@@ -109,18 +108,15 @@ def test_the_repository_loads(
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("script", [False, True])
 def test_places_load(
-    legacy_python: Path, full_folder: Path, full_repository: Path, tmp_path: Path, script: bool, streaming: bool
+    legacy_python: Path, full_folder: Path, full_repository: Path, tmp_path: Path, streaming: bool
 ) -> None:
     (tmp_path / "so2sat").symlink_to(full_repository)
-    options = {"data_dir": str(full_folder), "trust_remote_code": True} if script else {}
-    path = str(PROJECT / "so2sat.py") if script else "so2sat"
-    told = loaded_by_legacy(legacy_python, tmp_path, path, "geo", streaming=streaming, **options)
+    told = loaded_by_legacy(legacy_python, tmp_path, "so2sat", "geo", streaming=streaming)
     assert list(told) == list(so2sat.SOURCE_FILES)
     for split, name in so2sat.SOURCE_FILES.items():
-        with so2sat.open_source(str(full_folder / name), geo=True) as source:
-            columns = so2sat.read_columns(source, "geo", 0, source.rows)
+        with layout.open_reader("geo", str(full_folder / name)) as reader:
+            columns = reader.read(0, reader.rows)
         expected = [list(row) for row in zip(*(values.tolist() for values in columns.values()))]
         assert told[split]["label"] == [row[0] for row in expected]
         assert told[split]["sample_id"] == [row[1] for row in expected]
@@ -128,6 +124,12 @@ def test_places_load(
             assert found[:4] == row[2:6]
             # PROJ may be another there.
             np.testing.assert_allclose(found[4:], row[6:], rtol=0, atol=1e-9)
+
+
+def test_the_loading_script_says_where_places_come_from(legacy_python: Path, full_folder: Path, tmp_path: Path) -> None:
+    options = {"data_dir": str(full_folder), "trust_remote_code": True}
+    with pytest.raises(AssertionError, match=r"build\.py SOURCE OUTPUT --config geo"):
+        loaded_by_legacy(legacy_python, tmp_path, str(PROJECT / "so2sat.py"), "geo", **options)
 
 
 def test_an_interrupted_build_does_not_load(legacy_python: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import benchmark
 import hub
 import so2sat
 from conftest import PATCHES, README, README_BLOCKS
-from publishing import card, figures
+from publishing import card, facts, figures
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +112,7 @@ def test_the_tables_are_those_of_published_and_measured_figures() -> None:
     measured = dict(
         re.findall(r"^<!-- measured: (\w+) -->\n(.*?)^<!-- /measured -->\n", README, re.MULTILINE | re.DOTALL)
     )
-    assert measured["classes"] == card.class_table(so2sat.PATCHES_PER_CLASS)
+    assert measured["classes"] == card.class_table(facts.PATCHES_PER_CLASS)
     assert measured["bands"] == card.band_table(figures.published_bands())
     assert measured["constants"] == card.constants(figures.published_bands())
     run = benchmark.Results.load(card.PROJECT_README.parent / "assets" / "benchmark.json")
@@ -134,7 +134,7 @@ def test_the_citation_is_that_of_the_builder() -> None:
 
 
 def test_the_edition_table_is_that_of_the_dataset() -> None:
-    for number, edition in so2sat.EDITIONS.items():
+    for number, edition in facts.EDITIONS.items():
         assert f"| [{number}]({edition.homepage}) |" in README
 
 

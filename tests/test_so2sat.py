@@ -1,14 +1,18 @@
-"""The dataset: facts, reading, transforms, builder."""
+"""The dataset: schema, transforms, reading, builder."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import io
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,32 +32,10 @@ from hypothesis.extra import numpy as hnp
 import build
 import so2sat
 from conftest import Arrays, RangeServer, random_arrays, write_source
+from publishing import facts
 from so2sat import So2Sat, SourceError
 
-# ── Facts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_patches_per_class_add_up_to_the_published_split_sizes() -> None:
-    assert {split: sum(patches) for split, patches in so2sat.PATCHES_PER_CLASS.items()} == {
-        "train": 352_366,
-        "validation": 24_119,
-        "test": 24_188,
-    }
-    assert sum(sum(patches) for patches in so2sat.PATCHES_PER_CLASS.values()) == 400_673
-
-
-@pytest.mark.parametrize("edition", [1, 2])
-def test_official_file_sizes_follow_from_rows_and_layout(edition: int) -> None:
-    row_bytes = 8 * sum(int(np.prod(shape)) for shape in so2sat.SOURCE_SHAPES.values())
-    header = 2048  # what HDF5 puts before three contiguous datasets
-    for name, file in so2sat.EDITIONS[edition].files.items():
-        split = next(split for split, file_name in so2sat.SOURCE_FILES.items() if file_name == name)
-        assert file.bytes == header + row_bytes * sum(so2sat.PATCHES_PER_CLASS[split])
-
-
-def test_there_are_17_classes_with_lcz_codes() -> None:
-    assert len(set(so2sat.LABELS)) == len(set(so2sat.LCZ_CODES)) == 17
-    assert all(len(patches) == 17 for patches in so2sat.PATCHES_PER_CLASS.values())
+# ── Schema ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_bands_are_those_of_the_source_arrays_and_rgb_is_b4_b3_b2() -> None:
@@ -61,13 +43,6 @@ def test_bands_are_those_of_the_source_arrays_and_rgb_is_b4_b3_b2() -> None:
     assert len(so2sat.SENTINEL2_BANDS) == so2sat.SOURCE_SHAPES["sen2"][-1] == 10
     assert [so2sat.SENTINEL2_BANDS[index].name for index in so2sat.RGB_BANDS] == ["B4", "B3", "B2"]
     assert all(band.wavelength for band in so2sat.SENTINEL2_BANDS)
-
-
-def test_dataset_infos_json_is_what_its_generator_writes() -> None:
-    import dataset_infos
-
-    stored = json.loads(Path(so2sat.__file__).with_name("dataset_infos.json").read_text())
-    assert stored == json.loads(json.dumps(dataset_infos.expected_infos()))
 
 
 # ── Transforms ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +141,7 @@ def test_a_patch_is_encoded_by_itself_whatever_was_before_it(real_patches: npt.N
 
 @pytest.mark.parametrize("pixels", [np.zeros((2, 32, 32, 3), "i8"), np.zeros((2, 32, 32, 4), "u1")])
 def test_what_is_no_rgb_image_is_refused(pixels: npt.NDArray[Any]) -> None:
-    with pytest.raises((TypeError, OSError), match=r"Cannot handle this data type|cannot write mode RGBA as JPEG"):
+    with pytest.raises(ValueError, match=r"expected uint8"):
         so2sat.encode_images(pixels, "jpeg")
 
 
@@ -278,12 +253,31 @@ def virtual(h5: h5py.File) -> None:
     h5.create_virtual_dataset("sen2", layout)
 
 
+def missing_filter(h5: h5py.File) -> None:
+    """Adds `sen2` as one writes it with a plugin that is not installed here."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((1, 32, 32, 10))
+    properties.set_filter(32001, h5py.h5z.FLAG_OPTIONAL)
+    typed(h5, h5py.h5t.IEEE_F64LE, properties)
+
+
+def typed(h5: h5py.File, dtype: h5py.h5t.TypeID, properties: h5py.h5p.PropDCID | None = None) -> None:
+    """Adds `sen2` with a type that h5py's own functions don't make."""
+    h5py.h5d.create(h5.id, b"sen2", dtype, h5py.h5s.create_simple((4, 32, 32, 10)), properties)
+
+
+def int24() -> h5py.h5t.TypeID:
+    dtype = h5py.h5t.STD_I32LE.copy()
+    dtype.set_size(3)
+    return dtype
+
+
 ONE_HOT = "expected one-hot: a single 1 among 17 values, the others 0"
 
 # How to write a bad training.h5, and what the error must say beside the file's name: dataset, found, expected.
 BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "missing file": (lambda path: None, ["no such file", "expected an HDF5 file"]),
     "folder": (lambda path: path.mkdir(), ["directory", "expected an HDF5 file"]),
+    "pipe": (os.mkfifo, ["a pipe, socket or device", "expected an HDF5 file"]),
     "empty file": (lambda path: path.touch(), ["not an HDF5 file", "expected an HDF5 file"]),
     "not HDF5": (lambda path: path.write_bytes(b"PK" * 5000), ["not an HDF5 file", "expected an HDF5 file"]),
     "truncated file": (truncated, ["truncated", "expected a complete HDF5 file"]),
@@ -320,6 +314,10 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "external storage": (with_h5(external_storage), ["'sen2'", "external storage in '/etc/passwd'", "(N, 32, 32, 10)"]),
     "virtual dataset": (with_h5(virtual), ["'sen2'", "virtual", "(N, 32, 32, 10)"]),
+    "missing filter": (with_h5(missing_filter), ["'sen2'", "filter 32001", "hdf5plugin"]),
+    "24-bit integers": (with_h5(lambda h5: typed(h5, int24())), ["can't be read", "'<i3'"]),
+    "time stamps": (with_h5(lambda h5: typed(h5, h5py.h5t.UNIX_D32LE)), ["can't be read", "TypeTimeID"]),
+    "control characters": (with_h5(lambda h5: h5.create_group("a\x1b[31m\nb")), ["no dataset 'sen2'", "a�[31m b"]),
 }
 
 
@@ -379,6 +377,38 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     assert_says(str(caught.value), [str(path), "'sen1'", "rows 0 to 3", "damaged"])
 
 
+def test_any_damage_to_metadata_ends_in_a_source_error_or_in_rows(tmp_path: Path) -> None:
+    """One process reads all: a death or a hang names the seed by the last line that it printed."""
+    arrays = {name: np.zeros((3, *shape)) for name, shape in so2sat.SOURCE_SHAPES.items()}
+    write_source(tmp_path / "sound.h5", {**arrays, "label": np.eye(17)[:3]})
+    code = """
+        import pathlib, random, sys, time
+        import so2sat
+        sound = pathlib.Path("sound.h5").read_bytes()
+        for seed in range(500):
+            print("seed", seed, flush=True)
+            generator, content = random.Random(seed), bytearray(sound)
+            for _ in range(generator.randint(1, 3)):
+                content[generator.randrange(2400)] = generator.randrange(256)
+            pathlib.Path("damaged.h5").write_bytes(content)
+            started = time.monotonic()
+            try:
+                with so2sat.open_source("damaged.h5") as source:
+                    source.check_labels()
+                    for config in ("rgb", "all"):
+                        columns = so2sat.read_columns(source, config, 0, source.rows)
+                        assert {len(values) for values in columns.values()} == {source.rows}
+            except so2sat.SourceError as error:
+                assert "\\n" not in str(error)
+                print("refused")
+            assert time.monotonic() - started < 30
+        """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout.splitlines()[-1:] + done.stderr.splitlines()[-5:]
+    assert 50 < done.stdout.count("refused") < 450  # both ends are met
+
+
 def test_a_bad_label_far_into_the_file_is_found_with_its_row_number(tmp_path: Path) -> None:
     rows = 70_000  # more than are checked at a time
     label = np.eye(17, dtype="u1")[np.zeros(rows, int)]
@@ -400,7 +430,7 @@ def test_a_bad_label_far_into_the_file_is_found_with_its_row_number(tmp_path: Pa
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once."""
-    monkeypatch.setattr(so2sat.retry, "sleep", lambda seconds: None)
+    monkeypatch.setattr(so2sat, "RETRY_WAITS", (0,) * 6)
 
 
 def test_a_url_is_read_by_ranges(http_source: RangeServer, source_arrays: dict[str, Arrays]) -> None:
@@ -421,11 +451,10 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
     np.testing.assert_array_equal(columns["sentinel1"], source_arrays["train"]["sen1"][:30].astype(np.float32))
 
 
-@pytest.mark.parametrize(("fault", "requests"), [(403, 2), (503, 14)])
-def test_a_server_that_refuses_is_an_error_and_no_missing_file(
+@pytest.mark.parametrize(("fault", "requests"), [(401, 2), (403, 2), (503, 14), (429, 14)])
+def test_a_server_that_fails_or_refuses_is_an_error_and_never_an_absent_split(
     http_source: RangeServer, impatient: None, fault: int, requests: int
 ) -> None:
-    """In particular testing.h5 must not be taken for absent, which would drop a split."""
     http_source.fault = lambda number: fault
     with pytest.raises(SourceError) as caught:
         so2sat.find_sources(http_source.url, "rgb")
@@ -441,6 +470,44 @@ def test_a_server_without_ranges_is_an_error_that_says_so(http_source: RangeServ
         so2sat.open_source(f"{http_source.url}/training.h5") as source,
     ):
         source.read("sen2", 0, 1)
+
+
+def test_a_server_that_is_silent_is_an_error_in_time(http_source: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(so2sat, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(so2sat, "TIMEOUT", 0.2)
+    http_source.fault = lambda number: time.sleep(1)
+    with pytest.raises(SourceError, match=r"training\.h5: can't be read"):
+        so2sat.find_sources(http_source.url, "rgb")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), MemoryError(), ValueError(), PermissionError()])
+def test_what_will_not_pass_is_not_tried_again(error: BaseException) -> None:
+    calls = []
+
+    def attempt() -> None:
+        calls.append(error)
+        raise error
+
+    with pytest.raises(type(error)):
+        so2sat.retry(attempt)
+    assert calls == [error]
+
+
+def test_no_connection_outlives_its_file(http_source: RangeServer) -> None:
+    """One that did would hang in a process that reads after a fork."""
+    for name in ("training.h5", "absent.h5"):
+        with contextlib.suppress(so2sat.MissingSourceError), so2sat.open_source(f"{http_source.url}/{name}"):
+            assert http_source.connections == 1
+        deadline = time.monotonic() + 5
+        while http_source.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert http_source.connections == 0
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_split_that_the_server_does_not_have_is_absent(http_source: RangeServer, status: int) -> None:
+    http_source.path_faults["/testing.h5"] = status
+    assert list(so2sat.find_sources(http_source.url, "rgb")) == ["train", "validation"]
 
 
 def test_a_missing_url_is_a_missing_source(http_source: RangeServer) -> None:
@@ -552,19 +619,78 @@ def test_a_stream_has_shards_that_nodes_and_workers_divide(source_folder: Path, 
     assert halves == [list(range(256)), list(range(256, 300))]
 
 
-def test_edition_1_has_no_test_split(source_folder: Path, source_arrays: dict[str, Arrays], tmp_path: Path) -> None:
-    for name in ("training.h5", "validation.h5"):
-        shutil.copy(source_folder / name, tmp_path)
-    dataset = prepared(tmp_path, tmp_path / "cache")
-    assert_holds_all(dataset, {split: source_arrays[split] for split in ("train", "validation")})
+SPLITS = ("train", "validation", "test")
+SOME_SPLITS = [some for count in (1, 2, 3) for some in itertools.combinations(SPLITS, count)]
+
+
+@pytest.mark.parametrize("splits", SOME_SPLITS, ids="-".join)
+def test_a_config_has_the_splits_whose_files_are_there(
+    splits: tuple[str, ...],
+    source_folder: Path,
+    source_arrays: dict[str, Arrays],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for split in splits:
+        (tmp_path / so2sat.SOURCE_FILES[split]).symlink_to(source_folder / so2sat.SOURCE_FILES[split])
+    assert_holds_all(prepared(tmp_path, tmp_path / "cache"), {split: source_arrays[split] for split in splits})
+    warnings = [record.getMessage() for record in caplog.records if "has no split" in record.getMessage()]
+    assert len(warnings) == (len(splits) < 3)
+    for split, name in so2sat.SOURCE_FILES.items():
+        assert any(split in line and name in line for line in warnings) == (split not in splits)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_edition_3_may_have_one_split(split: str, source_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "block").mkdir()
+    (tmp_path / so2sat.BLOCK_FILES[split]).symlink_to(source_folder / "testing.h5")
+    assert {name: len(rows) for name, rows in prepared(tmp_path, tmp_path / "c", "rgb_block").items()} == {split: 33}
+
+
+# What is there when a config is asked for, and words of the advice.
+ELSEWHERE = {
+    "nothing": ("data", "rgb", [], ["no training.h5 or validation.h5 or testing.h5, which config 'rgb' needs"]),
+    "packed": ("data", "all", ["data/validation.h5.gz"], ["validation.h5.gz is there", "gunzip"]),
+    "one level up": ("data/sub", "rgb", ["data/sub/notes.txt", "data/testing.h5"], ["give the folder ", "/data"]),
+    "one level down": ("data", "rgb", ["data/v2/testing.h5"], ["give the folder ", "/data/v2"]),
+    "the other layout": ("data", "rgb", ["data/block/testing.h5"], ["ask for config rgb_block"]),
+    "edition 2 for 3": ("data", "all_random", ["data/training.h5"], ["ask for config rgb"]),
+    "random itself": ("data/random", "rgb_random", ["data/random/training.h5"], ["give the folder ", "/data"]),
+    "culture-10 alone": ("data", "rgb", ["data/culture_10/testing.h5"], ["no config is made of it"]),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_an_error_about_missing_files_looks_at_what_is_there(case: str, tmp_path: Path) -> None:
+    folder, config, files, words = ELSEWHERE[case]
+    (tmp_path / folder).mkdir(parents=True)
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(so2sat.MissingSourceError) as caught:
+        so2sat.find_sources(str(tmp_path / folder), config)
+    assert_says(str(caught.value), [str(tmp_path / folder), *words])
+    assert ("is there" in str(caught.value)) == bool(files)
+
+
+@pytest.mark.parametrize("name", so2sat.EDITION_3_FOLDERS)
+def test_a_folder_of_edition_3_is_not_taken_for_edition_2(name: str, source_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(source_folder, tmp_path / name))
+    with pytest.raises(SourceError, match=r"edition 3's splits"):
+        so2sat.find_sources(f"{folder}/", "rgb")
 
 
 def test_without_data_dir_the_error_says_where_the_files_come_from_and_how_to_fetch_them(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wget") as caught:
+    with pytest.raises(ValueError, match="wget -c") as caught:
         So2Sat(config_name="rgb", cache_dir=str(tmp_path)).download_and_prepare()
-    for file in so2sat.EDITIONS[2].files.values():
-        assert file.url in str(caught.value)
-    assert "data_dir=" in str(caught.value)
+    edition = facts.EDITIONS[2]
+    for word in (edition.homepage, edition.files["validation.h5"].url, "training.h5", "testing.h5", "data_dir="):
+        assert word in str(caught.value)
+
+
+def test_config_geo_is_said_to_be_the_repositorys(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"build\.py SOURCE OUTPUT --config geo"):
+        So2Sat(config_name="geo", data_dir=str(tmp_path), cache_dir=str(tmp_path))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

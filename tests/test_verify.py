@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 import json
 import random
@@ -25,8 +23,8 @@ from hypothesis import strategies as st
 import build
 import so2sat
 import verify
-from conftest import Arrays, RangeServer, random_arrays, write_source
-from publishing import card, layout, manifest
+from conftest import Arrays, RangeServer, random_arrays, sign, write_shard, write_source
+from publishing import card, facts, layout, manifest
 
 SHARDS = (
     "rgb/train-00000-of-00001.parquet",
@@ -79,19 +77,6 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
     path.write_bytes(data)
 
 
-def sign(repository: Path, name: str) -> None:
-    """Makes manifest and card tell of a shard as it is now, as if it had been built like that."""
-    built = manifest.Manifest.load(repository)
-    assert built is not None
-    data = (repository / name).read_bytes()
-    built.shards[name] = dataclasses.replace(
-        built.shards[name], bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-    )
-    built.save(repository)
-    statistics = json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
-    (repository / card.NAME).write_text(card.render(built, statistics))
-
-
 def rewrite(repository: Path, name: str, edit: Callable[[dict[str, Any]], None], **options: Any) -> None:
     """Writes a shard anew with edited columns, and signs it."""
     config = name.split("/")[0]
@@ -108,7 +93,7 @@ def rewrite(repository: Path, name: str, edit: Callable[[dict[str, Any]], None],
     edit(columns)
     schema = so2sat.features(config).arrow_schema
     arrays = [_array(field.type, columns[field.name]) for field in schema]
-    write(repository, name, pa.Table.from_arrays(arrays, schema=schema), **options)
+    write_shard(repository, name, pa.Table.from_arrays(arrays, schema=schema), **options)
 
 
 def _array(type_: pa.DataType, values: Any) -> pa.Array:
@@ -117,21 +102,6 @@ def _array(type_: pa.DataType, values: Any) -> pa.Array:
     if pa.types.is_struct(type_):
         return pa.array([{"bytes": file, "path": None} for file in values], type_)
     return pa.array(values, type_)
-
-
-def write(repository: Path, name: str, table: pa.Table, **options: Any) -> None:
-    """Writes a table as a shard, by default in the layout that is expected, and signs it."""
-    row_group_size = layout.ROW_GROUP_ROWS[name.split("/")[0]]
-    options = {
-        "row_group_size": row_group_size,
-        "write_page_index": True,
-        "write_page_checksum": True,
-        "compression": "zstd",
-        "use_dictionary": False,
-        **options,
-    }
-    pq.write_table(table, repository / name, **options)
-    sign(repository, name)
 
 
 def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
@@ -652,7 +622,7 @@ def _without_values(table: pa.Table, rows: int) -> pa.Table:
 def test_another_layout_or_schema_is_found(
     repository: Path, change: Callable[[pa.Table], pa.Table], options: dict[str, Any], expected: list[str]
 ) -> None:
-    write(repository, ALL_TEST, change(pq.read_table(repository / ALL_TEST)), **options)
+    write_shard(repository, ALL_TEST, change(pq.read_table(repository / ALL_TEST)), **options)
     lines = findings(repository)
     assert len(lines) == len(expected), lines
     assert all(line.startswith(f"{ALL_TEST}: {start}") for line, start in zip(lines, expected)), lines
@@ -666,7 +636,7 @@ def test_patches_per_class_are_those_of_the_publishers(
     counts["validation"][0] += known  # a full split has as many patches as the publishers say
     counts["validation"][16] -= known
     counts["train"][0] += 1  # not full, or its statistics would have to be the published ones too
-    monkeypatch.setattr(so2sat, "PATCHES_PER_CLASS", {split: (*map(int, row),) for split, row in counts.items()})
+    monkeypatch.setattr(facts, "PATCHES_PER_CLASS", {split: (*map(int, row),) for split, row in counts.items()})
     lines = findings(repository)
     assert len(lines) == 2 * known
     assert all("patches per class: " in line and "Compact high-rise (expected " in line for line in lines)
@@ -679,22 +649,18 @@ def test_patches_per_class_are_those_of_the_publishers(
 def test_statistics_of_the_full_training_split_are_the_published_ones(
     repository: Path, source_arrays: dict[str, Arrays], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def published(array: str, bands: tuple[so2sat.Band, ...]) -> tuple[so2sat.Band, ...]:
-        values = source_arrays["train"][array].astype(np.float32).astype(np.float64)
-        mean, std = values.mean(axis=(0, 1, 2)), values.std(axis=(0, 1, 2))
-        return tuple(dataclasses.replace(band, mean=mean[i], std=std[i]) for i, band in enumerate(bands))
-
+    arrays = {f"sentinel{n}": source_arrays["train"][f"sen{n}"].astype(np.float32).astype(np.float64) for n in (1, 2)}
+    means = {name: values.mean(axis=(0, 1, 2)) for name, values in arrays.items()}
+    stds = {name: values.std(axis=(0, 1, 2)) for name, values in arrays.items()}
     rows = len(source_arrays["train"]["label"])
     counts = source_arrays["train"]["label"].sum(axis=0).astype(int)
     assert counts.sum() == rows  # the fixture plays the full split
-    monkeypatch.setattr(so2sat, "PATCHES_PER_CLASS", {**so2sat.PATCHES_PER_CLASS, "train": (*map(int, counts),)})
-    bands = so2sat.SENTINEL1_BANDS
+    monkeypatch.setattr(facts, "PATCHES_PER_CLASS", {**facts.PATCHES_PER_CLASS, "train": (*map(int, counts),)})
     assert any("mean of sentinel1 VH real" in line for line in findings(repository))
-    monkeypatch.setattr(so2sat, "SENTINEL1_BANDS", published("sen1", bands))
-    monkeypatch.setattr(so2sat, "SENTINEL2_BANDS", published("sen2", so2sat.SENTINEL2_BANDS))
+    monkeypatch.setattr(facts, "TRAIN_MEAN", means)
+    monkeypatch.setattr(facts, "TRAIN_STD", stds)
     assert findings(repository) == []
-    off_by_a_percent = dataclasses.replace(so2sat.SENTINEL1_BANDS[5], std=so2sat.SENTINEL1_BANDS[5].std * 1.01)
-    monkeypatch.setattr(so2sat, "SENTINEL1_BANDS", (*so2sat.SENTINEL1_BANDS[:5], off_by_a_percent, *bands[6:]))
+    stds["sentinel1"][5] *= 1.01
     assert any("std of sentinel1 VV intensity" in line for line in findings(repository))
 
 

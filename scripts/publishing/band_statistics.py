@@ -33,7 +33,7 @@ METHOD = (
     " besides that of sampling, within [min, max]."
 )
 
-# The bands of the arrays, by the content of a config.
+# The bands of the arrays, by the kind of a config.
 BANDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "rgb": {"image": ("red", "green", "blue")},
     "all": {
@@ -178,16 +178,16 @@ class ConfigStatistics:
     """Statistics of rows of a config: of a shard, of a split.
 
     Attributes:
-        content: The config's content, "rgb", "all" or "geo".
+        kind: The config's kind, "rgb", "all" or "geo".
         patches_per_class: Shape (17,), int64.
         bands: The statistics of every array by its column.
     """
 
-    def __init__(self, content: str) -> None:
-        """Makes the statistics of no rows of a config with this content."""
-        self.content = content
+    def __init__(self, kind: str) -> None:
+        """Makes the statistics of no rows of a config of this kind."""
+        self.kind = kind
         self.patches_per_class = np.zeros(len(so2sat.LABELS), np.int64)
-        self.bands = {name: BandStatistics(len(bands), DTYPES[content]) for name, bands in BANDS[content].items()}
+        self.bands = {name: BandStatistics(len(bands), DTYPES[kind]) for name, bands in BANDS[kind].items()}
 
     def add(self, labels: npt.NDArray[np.int64], blocks: Mapping[str, Block]) -> None:
         """Adds rows.
@@ -210,7 +210,7 @@ class ConfigStatistics:
     def summary(self) -> dict[str, Any]:
         """Makes a JSON object: patches per class by name, and by column a list of bands with names."""
         columns = {
-            column: [{"name": name, **band} for name, band in zip(BANDS[self.content][column], statistics.summary())]
+            column: [{"name": name, **band} for name, band in zip(BANDS[self.kind][column], statistics.summary())]
             for column, statistics in self.bands.items()
         }
         patches = dict(zip(so2sat.LABELS, self.patches_per_class.tolist()))
@@ -223,7 +223,7 @@ class ConfigStatistics:
             for column, statistics in self.bands.items()
             for name, array in statistics.to_arrays().items()
         }
-        return {"content": np.array(self.content), "patches_per_class": self.patches_per_class, **arrays}
+        return {"kind": np.array(self.kind), "patches_per_class": self.patches_per_class, **arrays}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> ConfigStatistics:
@@ -232,7 +232,7 @@ class ConfigStatistics:
         Raises:
             KeyError: An array is missing.
         """
-        result = cls(str(arrays["content"]))
+        result = cls(str(arrays["kind"]))
         result.patches_per_class = arrays["patches_per_class"]
         for column in result.bands:
             prefix = f"{column}."

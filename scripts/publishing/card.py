@@ -15,6 +15,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
 import so2sat
+from publishing import facts, layout
 from publishing.manifest import Manifest
 
 NAME = "README.md"
@@ -71,12 +72,12 @@ def render(manifest: Manifest, statistics: Statistics) -> str:
     dataset_infos(manifest).to_dataset_card_data(card.data)
     rows = max(sum(manifest.splits(config).values()) for config in manifest.configs)
     card.data.size_categories = [next(name for least, name in _SIZE_CATEGORIES if rows >= least)]
-    contents = {so2sat.CONFIGS[config].content for config in manifest.configs}
+    kinds = {layout.CONFIGS[config].kind for config in manifest.configs}
     held = {
         *manifest.configs,
-        *(["patches"] if contents - {"geo"} else []),
-        *(["arrays"] if "all" in contents else []),
-        *([manifest.image_format] if "rgb" in contents else []),
+        *(["patches"] if kinds - {"geo"} else []),
+        *(["arrays"] if "all" in kinds else []),
+        *([manifest.image_format] if "rgb" in kinds else []),
     }
     tables: Mapping[str, Callable[[], str]] = {
         "configs": lambda: _config_table(manifest),
@@ -113,7 +114,7 @@ def dataset_infos(manifest: Manifest) -> DatasetInfosDict:
                 )
             )
         infos[config] = datasets.DatasetInfo(
-            features=so2sat.features(config),
+            features=layout.features(config),
             splits=splits,
             download_size=_bytes(manifest, config),
             dataset_size=sum(split.num_bytes for split in splits.values()),
@@ -143,8 +144,8 @@ def _config_table(manifest: Manifest) -> str:
     rows = [
         (
             f"`{config}`",
-            ", ".join(f"`{name}`" for name in so2sat.features(config)),
-            so2sat.CONFIGS[config].description,
+            ", ".join(f"`{name}`" for name in layout.features(config)),
+            layout.CONFIGS[config].description,
             ", ".join(f"{split} {count:,}" for split, count in manifest.splits(config).items()),
             f"{_bytes(manifest, config):,}",
         )
@@ -157,7 +158,7 @@ def class_table(counts: Mapping[str, Sequence[int]]) -> str:
     """The table of patches per class: 17 counts by split."""
     rows = [
         (str(index), code, name, *(f"{split[index]:,}" for split in counts.values()))
-        for index, (code, name) in enumerate(zip(so2sat.LCZ_CODES, so2sat.LABELS))
+        for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS))
     ]
     total = ("", "", "**all**", *(f"**{sum(split):,}**" for split in counts.values()))
     alignment = ["---:", ":---:", "---", *("---:" for _ in counts)]
@@ -168,11 +169,11 @@ def _class_tables(statistics: Statistics) -> str:
     """A table for each way in which patches are split."""
     ways: dict[tuple[str, ...], list[str]] = {}
     for config in statistics:
-        ways.setdefault(tuple(so2sat.CONFIGS[config].files.values()), []).append(config)
+        ways.setdefault(tuple(layout.CONFIGS[config].files.values()), []).append(config)
     tables = []
     for configs in ways.values():
         # `geo` may lack a split that the others have.
-        same = [config for config in configs if so2sat.CONFIGS[config].content != "geo"] or configs
+        same = [config for config in configs if layout.CONFIGS[config].kind != "geo"] or configs
         names = ", ".join(f"`{config}`" for config in same)
         tables.append(f"{names}:\n\n{class_table(patches_per_class(statistics[same[0]]))}")
     return "\n".join(tables)
@@ -231,21 +232,21 @@ def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[s
     from publishing import figures  # not above: worker processes import this file too, and have no use for matplotlib
 
     note = "Synthetic data, not measured" if manifest.synthetic else ""
-    contents = {so2sat.CONFIGS[config].content: config for config in reversed(manifest.configs)}
-    config = contents.get("rgb") or contents.get("all") or contents["geo"]
+    kinds = {layout.CONFIGS[config].kind: config for config in reversed(manifest.configs)}
+    config = kinds.get("rgb") or kinds.get("all") or kinds["geo"]
     split = next(iter(statistics[config]))
     drawn = {"assets/histogram.png": figures.class_histogram(patches_per_class(statistics[config]), note)}
     if config != "geo":
         patches = figures.pick_patches(_batches(folder, manifest, config, split))
         drawn["assets/classes.png"] = figures.class_grid(patches, note)
-    if "all" in contents:
+    if "all" in kinds:
         drawn["assets/bands.png"] = figures.band_statistics(_bands(statistics), note)
     return drawn
 
 
 def _batches(folder: Path, manifest: Manifest, config: str, split: str) -> Iterator[tuple[Any, Any]]:
     """Labels and images or pixels of a split, block by block."""
-    is_rgb = so2sat.CONFIGS[config].content == "rgb"
+    is_rgb = layout.CONFIGS[config].kind == "rgb"
     column = "image" if is_rgb else "sentinel2"
     for name in manifest.shard_names(config, split):
         with pq.ParquetFile(folder / name) as file:

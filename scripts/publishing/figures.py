@@ -27,17 +27,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 import so2sat
+from publishing import facts
 
 Patch = npt.NDArray[np.uint8]
-
-# The customary colours, in the order of so2sat.LABELS: the class table of the global LCZ map by Demuzere et al. 2022
-# (doi 10.5194/essd-14-3835-2022) in the Earth Engine catalogue, RUB/RUBCLIM/LCZ/global_lcz_map/latest
-# (github.com/google/earthengine-catalog, catalog/RUB/RUB_RUBCLIM_LCZ_global_lcz_map_latest.jsonnet).
-LCZ_COLOURS = (
-    *("#8c0000", "#d10000", "#ff0000", "#bf4d00", "#ff6600", "#ff9955", "#faee05", "#bcbcbc", "#ffccaa", "#555555"),
-    *("#006a00", "#00aa00", "#648525", "#b9db79", "#000000", "#fbf7ae", "#6a6aff"),
-)
-BUILT_TYPES = 10  # the first classes, 1 to 10; A to G are land cover
 
 PATCHES_PER_CLASS = 4  # as many as fit side by side
 
@@ -132,10 +124,13 @@ def pick_patches(
 
 def published_bands() -> dict[str, list[dict[str, Any]]]:
     """Mean and standard deviation over edition 2's training split, for `band_statistics`."""
-    columns = {"sentinel1": so2sat.SENTINEL1_BANDS, "sentinel2": so2sat.SENTINEL2_BANDS}
+    names = {"sentinel1": so2sat.SENTINEL1_BANDS, "sentinel2": so2sat.SENTINEL2_BANDS}
     return {
-        column: [{"name": band.name, "mean": band.mean, "std": band.std} for band in bands]
-        for column, bands in columns.items()
+        column: [
+            {"name": band.name, "mean": mean, "std": std}
+            for band, mean, std in zip(bands, facts.TRAIN_MEAN[column], facts.TRAIN_STD[column])
+        ]
+        for column, bands in names.items()
     }
 
 
@@ -198,7 +193,7 @@ def class_histogram_figure(counts: Mapping[str, Sequence[int]], note: str) -> Fi
     row, gap, titles, labels, axis = 40, 44, 84, 330, 46
     rows = len(so2sat.LABELS)
     # Built types and land cover are set apart by half a row.
-    places = [index + (0.5 if index >= BUILT_TYPES else 0) for index in range(rows)]
+    places = [index + (0.5 if index >= facts.BUILT_TYPES else 0) for index in range(rows)]
     height = round((places[-1] + 1) * row)
     figure, page, top = _page(
         "So2Sat LCZ42: patches per class",
@@ -220,7 +215,7 @@ def class_histogram_figure(counts: Mapping[str, Sequence[int]], note: str) -> Fi
         # All with the same scale, and room for the numbers.
         chart.set_xlim(0, most * width / (width - 12 - 16 * longest))
         chart.set_ylim(places[-1] + 0.5, -0.5)
-        chart.barh(places, shares[split], 0.68, color=LCZ_COLOURS, edgecolor="#00000055", linewidth=0.4, zorder=2)
+        chart.barh(places, shares[split], 0.68, color=facts.LCZ_COLOURS, edgecolor="#00000055", linewidth=0.4, zorder=2)
         for place, share, count in zip(places, shares[split], of_split):
             chart.annotate(
                 f"{count:,}",
@@ -447,7 +442,7 @@ def _text(page: Axes, x: float, y: float, text: str, **style: Any) -> None:
 def _label_class(page: Axes, index: int, x: float, y: float) -> None:
     """Writes code and name of a class, the code on the class's colour, around the line `y`."""
     width, height = _CHIP
-    colour = LCZ_COLOURS[index]
+    colour = facts.LCZ_COLOURS[index]
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 128
     page.add_patch(
@@ -457,7 +452,7 @@ def _label_class(page: Axes, index: int, x: float, y: float) -> None:
         page,
         x + width / 2,
         y,
-        so2sat.LCZ_CODES[index],
+        facts.LCZ_CODES[index],
         ha="center",
         weight="bold",
         color="white" if is_dark else _INK,

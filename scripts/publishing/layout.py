@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
-import os
-import uuid
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -20,11 +20,21 @@ import pyarrow.parquet as pq
 from huggingface_hub.utils.sha import sha_fileobj
 
 import so2sat
+from publishing import files, places
 from publishing.band_statistics import ConfigStatistics
+
+# The configs of the repository: the builder's and `geo`, which is made here alone.
+_GEO = so2sat.Config("geo", "City and position of every patch (edition 4)", so2sat.SOURCE_FILES)
+_RGB, _ALL, *_OTHERS = so2sat.CONFIGS
+CONFIGS: Mapping[str, so2sat.Config] = {
+    **{name: so2sat.CONFIGS[name] for name in (_RGB, _ALL)},
+    "geo": _GEO,
+    **{name: so2sat.CONFIGS[name] for name in _OTHERS},
+}
 
 LAYOUT_VERSION = 2  # raise it when the same input gives other bytes
 
-# By the content of a config: rows of a row group, what a reader fetches at the least: 9 MB of arrays, about 1.5 MB of
+# By the kind of a config: rows of a row group, what a reader fetches at the least: 9 MB of arrays, about 1.5 MB of
 # images, or 1 MB of places.
 ROW_GROUP_ROWS = {"rgb": 1024, "all": 128, "geo": 16_384}
 
@@ -41,9 +51,81 @@ CONTENT_DEFINED_CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024
 # A dictionary of at most this many values makes indices of half a float32 or less.
 MAX_DICTIONARY_VALUES = 1 << 16
 
-INCOMPLETE_SUFFIX = ".incomplete"
 # Private to the build: its lock, the state of the sources, and the statistics of finished shards.
 STATE_FOLDER = ".build"
+
+
+# ┌───────────┐
+# │  Configs  │
+# └───────────┘
+
+
+def features(config: str) -> datasets.Features:
+    """Features of a config of the repository, in the order of its columns."""
+    return places.features() if CONFIGS[config].kind == "geo" else so2sat.features(config)
+
+
+def source_files(config: str, split: str) -> tuple[str, ...]:
+    """All files that a split is made from: its patches, and for `geo` their places."""
+    name = CONFIGS[config].files[split]
+    return (name, places.geo_file(name)) if CONFIGS[config].kind == "geo" else (name,)
+
+
+def find_sources(folder: str, config: str) -> dict[str, str]:
+    """Finds the source files of a config as so2sat.find_sources does; `geo` has the splits whose places are there too.
+
+    Returns:
+        The path of every split's file of patches, by split.
+
+    Raises:
+        so2sat.MissingSourceError: None of the config's files is there.
+        so2sat.SourceError: One can't be read or is not as expected.
+    """
+    if CONFIGS[config].kind != "geo":
+        return so2sat.find_sources(folder, config)
+    sources = {}
+    for split, path in so2sat.find_sources(folder, so2sat.DEFAULT_CONFIG).items():
+        with contextlib.suppress(so2sat.MissingSourceError), places.open_both(path):
+            sources[split] = path
+    if not sources:
+        names = " or ".join(map(places.geo_file, CONFIGS[config].files.values()))
+        raise so2sat.MissingSourceError(f"{folder}: no {names}, which config '{config}' needs; edition 4 has them")
+    return sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """What a split is read from.
+
+    Attributes:
+        path: Path or URL of the file with the patches.
+        rows: Rows of the split.
+        read: Reads a block, given its first row and the row after its last: the columns of the config.
+    """
+
+    path: str
+    rows: int
+    read: Callable[[int, int], dict[str, npt.NDArray[Any]]]
+
+
+@contextlib.contextmanager
+def open_reader(config: str, path: str) -> Iterator[Reader]:
+    """Opens what a split of a config is read from, given the file with the patches.
+
+    Raises:
+        so2sat.SourceError: A file is missing or not as expected.
+    """
+    if CONFIGS[config].kind == "geo":
+        with places.open_both(path) as (patches, geo):
+            yield Reader(path, patches.rows, functools.partial(places.read_columns, patches, geo))
+    else:
+        with so2sat.open_source(path) as source:
+            yield Reader(path, source.rows, functools.partial(so2sat.read_columns, source, config))
+
+
+# ┌──────────┐
+# │  Shards  │
+# └──────────┘
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +153,18 @@ class Shard:
     image_format: str
 
     @property
-    def content(self) -> str:
-        """Content of its config."""
-        return so2sat.CONFIGS[self.config].content
+    def kind(self) -> str:
+        """Kind of its config."""
+        return CONFIGS[self.config].kind
 
     @property
     def name(self) -> str:
         """Path inside the repository."""
         return f"{self.config}/{self.split}-{self.index:05d}-of-{self.count:05d}.parquet"
 
-    def open(self) -> contextlib.AbstractContextManager[so2sat.Source]:
+    def open(self) -> contextlib.AbstractContextManager[Reader]:
         """Opens what it is made from."""
-        return so2sat.open_source(self.source, geo=self.content == "geo")
+        return open_reader(self.config, self.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +183,10 @@ def plan_shards(config: str, split: str, rows: int, source: str, image_format: s
     Their number is the smallest power of two that keeps each within MAX_SHARD_BYTES and MAX_SHARD_ROWS, but never so
     large that one would be empty. Shards end at row group boundaries and differ by at most one row group.
     """
-    content = so2sat.CONFIGS[config].content
-    group = ROW_GROUP_ROWS[content]
+    kind = CONFIGS[config].kind
+    group = ROW_GROUP_ROWS[kind]
     groups = -(-rows // group)
-    largest = min(MAX_SHARD_ROWS[content], MAX_SHARD_BYTES // ROW_BYTES[content]) // group
+    largest = min(MAX_SHARD_ROWS[kind], MAX_SHARD_BYTES // ROW_BYTES[kind]) // group
     count = 1
     while -(-groups // count) > largest and 2 * count <= groups:
         count *= 2
@@ -123,8 +205,8 @@ def to_table(columns: dict[str, npt.NDArray[Any]], schema: pa.Schema, image_form
         if isinstance(field.type, pa.ExtensionType):
             arrays.append(pa.ExtensionArray.from_storage(field.type, _nested_list(values)))
         elif pa.types.is_struct(field.type):  # an image: its file's bytes, and no path
-            files = so2sat.encode_images(values, image_format)
-            members = [pa.array(files, pa.binary()), pa.nulls(len(files), pa.string())]
+            images = so2sat.encode_images(values, image_format)
+            members = [pa.array(images, pa.binary()), pa.nulls(len(images), pa.string())]
             arrays.append(pa.StructArray.from_arrays(members, fields=list(field.type)))
         else:
             arrays.append(pa.array(values, field.type))
@@ -188,22 +270,21 @@ def writer_options(schema: pa.Schema, columns: dict[str, npt.NDArray[Any]]) -> d
 
 
 def write_rows(
-    file: BinaryIO, source: so2sat.Source, config: str, start: int, stop: int, image_format: str
+    file: BinaryIO, reader: Reader, config: str, start: int, stop: int, image_format: str
 ) -> tuple[int, ConfigStatistics]:
-    """Writes rows of a source as a Parquet file, one block in memory at a time.
+    """Writes rows of a split as a Parquet file, one block in memory at a time.
 
     Returns:
         Bytes the rows take in memory as Arrow, as `datasets` counts them, and the statistics of the rows.
     """
-    schema, content = so2sat.features(config).arrow_schema, so2sat.CONFIGS[config].content
-    group_rows, arrow_bytes, statistics = ROW_GROUP_ROWS[content], 0, ConfigStatistics(content)
+    schema, kind = features(config).arrow_schema, CONFIGS[config].kind
+    group_rows, arrow_bytes, statistics = ROW_GROUP_ROWS[kind], 0, ConfigStatistics(kind)
     with contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
-        for group in range(start, stop, group_rows):
-            group_stop = min(group + group_rows, stop)
+        for group in so2sat.blocks(start, stop, group_rows):
             tables = []
-            for block in range(group, group_stop, so2sat.ROWS_PER_BLOCK):
-                columns = so2sat.read_columns(source, config, block, min(block + so2sat.ROWS_PER_BLOCK, group_stop))
+            for block in so2sat.blocks(*group):
+                columns = reader.read(*block)
                 statistics.add(columns["label"], columns)
                 if writer is None:
                     writer = stack.enter_context(pq.ParquetWriter(file, schema, **writer_options(schema, columns)))
@@ -251,10 +332,10 @@ def _statistics_path(folder: Path, sha256: str) -> Path:
 
 def bytes_per_row(shard: Shard) -> float:
     """Bytes that a row takes in the shard's file, measured on its first row group."""
-    rows = min(ROW_GROUP_ROWS[shard.content], shard.stop - shard.start)
+    rows = min(ROW_GROUP_ROWS[shard.kind], shard.stop - shard.start)
     file = io.BytesIO()
-    with shard.open() as source:
-        write_rows(file, source, shard.config, shard.start, shard.start + rows, shard.image_format)
+    with shard.open() as reader:
+        write_rows(file, reader, shard.config, shard.start, shard.start + rows, shard.image_format)
     return len(file.getvalue()) / rows
 
 
@@ -271,40 +352,16 @@ def write_shard(shard: Shard, folder: Path) -> ShardRecord:
     """
     path = folder / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        with shard.open() as source:
+    with files.replacing(path) as file:
+        with shard.open() as reader:
             arrow_bytes, statistics = write_rows(
-                file, source, shard.config, shard.start, shard.stop, shard.image_format
+                file, reader, shard.config, shard.start, shard.stop, shard.image_format
             )
         file.seek(0)
         sha256 = sha_fileobj(file).hex()
         size = file.tell()
         path_of_statistics = _statistics_path(folder, sha256)
         path_of_statistics.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path_of_statistics) as statistics_file:
+        with files.replacing(path_of_statistics) as statistics_file:
             np.savez_compressed(statistics_file, **statistics.to_arrays())
     return ShardRecord(rows=shard.stop - shard.start, bytes=size, arrow_bytes=arrow_bytes, sha256=sha256)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path`, whole and on the disk, when the block ends without an exception."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{INCOMPLETE_SUFFIX}")
-    try:
-        with temporary.open("x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts a folder's entries on the disk, so that a rename outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

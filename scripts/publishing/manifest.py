@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import so2sat
-from publishing import layout
+from publishing import files, layout, places
 from publishing.command import CommandError
 
 NAME = "manifest.json"
@@ -39,7 +39,7 @@ class Manifest:
         versions: Versions of what decides the bytes of a shard.
         image_format: Format of the images of `rgb`, one of so2sat.IMAGE_FORMATS.
         sources: The source files by their path in the data folder.
-        configs: The configs, in the order of so2sat.CONFIGS.
+        configs: The configs, in the order of layout.CONFIGS.
         shards: The finished shards by path.
         files: SHA-256 of every file of a complete repository besides shards, manifest and card, by path.
     """
@@ -58,11 +58,10 @@ class Manifest:
 
     def splits(self, config: str) -> dict[str, int]:
         """The splits of a config whose source files are all there, with their rows."""
-        splits = so2sat.CONFIGS[config]
         return {
             split: self.sources[name].rows
-            for split, name in splits.files.items()
-            if all(file in self.sources for file in splits.source_files(split))
+            for split, name in layout.CONFIGS[config].files.items()
+            if all(file in self.sources for file in layout.source_files(config, split))
         }
 
     def shard_names(self, config: str, split: str) -> list[str]:
@@ -79,7 +78,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes the manifest into a repository, in place of the one there."""
-        with layout.replacing(folder / NAME) as file:
+        with files.replacing(folder / NAME) as file:
             file.write(self.to_json())
 
     @classmethod
@@ -150,8 +149,9 @@ def describe(sources: Mapping[str, str]) -> dict[str, SourceRecord]:
     """
     records = {}
     for name, path in sources.items():
-        with so2sat.open_file(path) as source:
-            content = _all_places(source) if so2sat.is_geo(name) else _labels_and_some_rows(source)
+        is_geo = places.is_geo(name)
+        with places.open_geo(path) if is_geo else so2sat.open_source(path) as source:
+            content = _all_places(source) if is_geo else _labels_and_some_rows(source)
             records[name] = SourceRecord(source.rows, source.bytes, _fingerprint(source, content), source.synthetic)
     return records
 
@@ -168,7 +168,7 @@ def _fingerprint(source: so2sat.Source, content: Iterable[bytes]) -> str:
 
 def _labels_and_some_rows(source: so2sat.Source) -> Iterator[bytes]:
     """All labels, and rows of the arrays, which are too large to be read twice."""
-    for start, stop in _blocks(source):
+    for start, stop in so2sat.blocks(0, source.rows, 1 << 16):
         yield source.read_labels(start, stop).tobytes()
     for row in np.unique(np.linspace(0, source.rows - 1, FINGERPRINT_ROWS).astype(int)):
         for name in ("sen1", "sen2"):
@@ -176,11 +176,5 @@ def _labels_and_some_rows(source: so2sat.Source) -> Iterator[bytes]:
 
 
 def _all_places(source: so2sat.Source) -> Iterator[bytes]:
-    for start, stop in _blocks(source):
-        yield repr([values.tolist() for values in so2sat.read_places(source, start, stop).values()]).encode()
-
-
-def _blocks(source: so2sat.Source) -> Iterator[tuple[int, int]]:
-    step = 1 << 16
-    for start in range(0, source.rows, step):
-        yield start, min(start + step, source.rows)
+    for start, stop in so2sat.blocks(0, source.rows, 1 << 16):
+        yield repr([values.tolist() for values in places.read_places(source, start, stop).values()]).encode()
