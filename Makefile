@@ -12,7 +12,7 @@ demo: .venv/demo
 	$(BIN)/python scripts/build.py $(DEMO)/data $(DEMO)/so2sat
 	HF_HOME=$(CURDIR)/$(DEMO)/cache $(BIN)/python scripts/demo.py $(DEMO)/so2sat $(DEMO)/preview.png
 
-test: .venv/test .venv/datasets-3.6.0/ready
+test: .venv/test .venv/datasets-3.6.0/ready .venv/datasets-4.0.0/ready
 	$(BIN)/python -m pytest
 
 lint: .venv/test

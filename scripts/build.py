@@ -17,6 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tqdm
 from datasets.utils.file_utils import is_remote_url
 from fsspec.core import url_to_fs
@@ -310,7 +312,7 @@ def _finish(output: Path, old: manifest.Manifest | None, new: manifest.Manifest)
     written = _pictures(output, old, new) or card.pictures(output, new, statistics)
     written[STATISTICS_NAME] = text.encode()
     new.files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(written.items())}
-    written |= {manifest.NAME: new.to_json(), card.NAME: card.render(new, statistics).encode()}
+    written |= {manifest.NAME: new.to_json(), card.NAME: card.render(new, statistics, output.name).encode()}
     is_new = False
     for name, content in written.items():
         path = output / name
@@ -349,7 +351,22 @@ def _statistics(output: Path, new: manifest.Manifest) -> dict[str, Any]:
             for name in new.shard_names(config, split):
                 merged.merge(layout.load_statistics(output, new.shards[name]))
             result[config][split] = merged.summary()
+    if "geo" in result:
+        for split, shared in places.shared(_places(output, new)).items():
+            result["geo"][split]["shared"] = shared
     return result
+
+
+def _places(output: Path, new: manifest.Manifest) -> dict[str, dict[str, Any]]:
+    """City and position of every patch of config `geo`, by split and column."""
+    columns = ["city", "epsg", "x", "y"]
+    found = {}
+    for split in new.splits("geo"):
+        table = pa.concat_tables(
+            pq.read_table(output / name, columns=columns) for name in new.shard_names("geo", split)
+        )
+        found[split] = {name: table[name].to_numpy() for name in columns}
+    return found
 
 
 def _as_completed(futures: Mapping[concurrent.futures.Future[Any], layout.Shard], label: str) -> Iterator[Any]:

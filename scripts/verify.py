@@ -462,7 +462,7 @@ def _card_findings(
         return
     if statistics is None:  # which is told
         return
-    rendered = card.render(built, statistics)
+    rendered = card.render(built, statistics, repository.name)
     expected = DatasetCard(rendered)
     differences = [*_differences(_metadata(found), _metadata(expected))]
     differences += _first_difference("text", found.text, expected.text)

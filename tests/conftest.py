@@ -10,7 +10,6 @@ import hashlib
 import http.server
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -40,10 +39,6 @@ import so2sat  # noqa: E402
 from publishing import card, layout, manifest  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-README = card.PROJECT_README.read_text()
-README_BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)  # language and code
-(PATCHES,) = (code for _, code in README_BLOCKS if "class Patches" in code)  # which another block goes on from
 
 
 def random_arrays(rows: int, seed: int = 0) -> Arrays:
@@ -130,7 +125,7 @@ def sign(repository: Path, name: str) -> None:
     )
     built.save(repository)
     statistics = json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
-    (repository / card.NAME).write_text(card.render(built, statistics))
+    (repository / card.NAME).write_text(card.render(built, statistics, repository.name))
 
 
 def write_shard(repository: Path, name: str, table: pa.Table, **options: Any) -> None:
@@ -302,9 +297,8 @@ def http_source(source_folder: Path) -> Iterator[RangeServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def legacy_python() -> Path:
-    """Python of an environment with datasets 3.6.0, h5py and pillow, which `make test` makes."""
-    python = Path(so2sat.__file__).parent / ".venv" / "datasets-3.6.0" / "bin" / "python"
-    assert python.exists(), "make .venv/datasets-3.6.0/ready"
+def legacy_python(version: str = "3.6.0") -> Path:
+    """Python of an environment with this version of datasets, h5py and pillow, which `make test` makes."""
+    python = Path(so2sat.__file__).parent / ".venv" / f"datasets-{version}" / "bin" / "python"
+    assert python.exists(), f"make .venv/datasets-{version}/ready"
     return python

@@ -1,95 +1,174 @@
-"""The card: what it says is what the repository holds, whatever that is."""
+"""The dataset card: what it says is what the repository holds, and its code runs when it is copied."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import io
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import jinja2
+import jinja2.meta
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
 import build
 import hub
 import so2sat
-from conftest import Arrays, write_source
-from publishing import card, facts
+from conftest import Arrays, contents, legacy_python, random_arrays, write_source
+from publishing import card, facts, layout
 from publishing.manifest import Manifest
 
+TEMPLATE = card.TEMPLATE.read_text()
 
-@pytest.fixture(scope="module")
-def built(repository: Path) -> tuple[Manifest, dict[str, Any]]:
+
+def loaded(repository: Path) -> tuple[Manifest, dict[str, Any]]:
     """Manifest and statistics of a repository."""
-    loaded = Manifest.load(repository)
-    assert loaded
-    return loaded, json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
-
-
-def rendered(built: tuple[Manifest, dict[str, Any]], configs: Sequence[str], **changes: Any) -> str:
-    """The card of a repository like `built` that has only some configs."""
-    manifest, statistics = built
-    shards = {name: record for name, record in manifest.shards.items() if name.split("/")[0] in configs}
-    manifest = dataclasses.replace(manifest, configs=list(configs), shards=shards, **changes)
-    return card.render(manifest, {name: statistics[name] for name in configs})
-
-
-@pytest.mark.parametrize("configs", [["rgb", "all"], ["rgb"], ["all"]])
-@pytest.mark.parametrize("image_format", ["jpeg", "png"])
-def test_the_card_speaks_of_what_is_there_and_of_nothing_else(
-    built: tuple[Manifest, dict[str, Any]], configs: list[str], image_format: str
-) -> None:
-    text = DatasetCard(rendered(built, configs, image_format=image_format)).text
-    assert not re.search(r"<!--|-->|\bTODO\b|\{[a-z_]+\}", text)
-    assert "make demo" not in text
-    assert "make test" not in text
-    loaded = {*re.findall(r'load_dataset\("so2sat", "(\w+)"', text)} | {*re.findall(r"so2sat/(\w+)/train-", text)}
-    assert loaded == {*configs}
-    has_images = "rgb" in configs
-    assert ("JPEG of quality 95" in text) == (has_images and image_format == "jpeg")
-    assert ("images are PNG" in text) == (has_images and image_format == "png")
-
-
-@pytest.mark.parametrize("configs", [["rgb", "all"], ["rgb"], ["all"]])
-def test_every_picture_and_link_of_the_card_is_there(
-    repository: Path, built: tuple[Manifest, dict[str, Any]], configs: list[str]
-) -> None:
-    manifest, statistics = built
-    text = rendered(built, configs)
-    part = dataclasses.replace(manifest, configs=configs)
-    pictures = card.pictures(repository, part, {name: statistics[name] for name in configs})
-    targets = {target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target and target[0] != "#"}
-    assert targets == {*pictures}
-    assert {*pictures} <= {*card.PICTURES}
-    for content in pictures.values():
-        assert PIL.Image.open(io.BytesIO(content)).format == "PNG"
-
-
-def test_the_pictures_of_a_repository_are_listed_with_their_checksums(repository: Path) -> None:
     manifest = Manifest.load(repository)
     assert manifest
-    assert {*manifest.files} == {*card.PICTURES, build.STATISTICS_NAME}
+    return manifest, json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
 
 
-def test_synthetic_data_are_called_so_in_the_first_line(built: tuple[Manifest, dict[str, Any]]) -> None:
-    manifest, _ = built
-    assert not DatasetCard(rendered(built, ["rgb"])).text.startswith(">")
-    sources = {name: dataclasses.replace(record, synthetic="made up") for name, record in manifest.sources.items()}
-    text = DatasetCard(rendered(built, ["rgb", "all"], sources=sources)).text
-    assert text.startswith("> **These data are synthetic:** made up.")
+def text_of(repository: Path, name: str) -> str:
+    """The card of a repository for a name, without its header."""
+    return DatasetCard(card.render(*loaded(repository), name)).text
 
 
-def test_the_tables_hold_what_the_sources_do(
-    built: tuple[Manifest, dict[str, Any]], source_arrays: dict[str, Arrays]
-) -> None:
-    text = rendered(built, ["rgb", "all"])
+def blocks_of(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+# Every kind of repository: the files it is made from, configs (None: all that the files make) and image format.
+KINDS: dict[str, tuple[list[str], list[str] | None, str]] = {
+    "rgb": (["training.h5", "validation.h5", "testing.h5"], ["rgb"], "jpeg"),
+    "all": (["training.h5", "validation.h5", "testing.h5"], ["all"], "jpeg"),
+    "geo": (["training.h5", "training_geo.h5", "testing.h5", "testing_geo.h5"], ["geo"], "jpeg"),
+    "edition-3": (["random/training.h5", "random/testing.h5"], None, "jpeg"),
+    "one-split": (["validation.h5"], None, "jpeg"),
+    "png": (["testing.h5"], ["rgb"], "png"),
+}
+
+
+@pytest.fixture(scope="session")
+def kinds(
+    full_folder: Path, full_repository: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A repository of every kind. Read only."""
+    found = {"everything": full_repository, "measured": repository}
+    for kind, (files, configs, image_format) in KINDS.items():
+        folder = tmp_path_factory.mktemp(kind)
+        for name in files:
+            (folder / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "data" / name).symlink_to(full_folder / name)
+        build.build(str(folder / "data"), folder / "so2sat", configs, image_format)
+        found[kind] = folder / "so2sat"
+    return found
+
+
+ALL_KINDS = ["everything", "measured", *KINDS]
+
+
+# ── The template ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_name_that_is_passed_is_used_and_every_name_that_is_used_is_passed(repository: Path) -> None:
+    manifest, statistics = loaded(repository)
+    used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(TEMPLATE))
+    assert used == {*card.words(manifest, statistics, "lab/lcz")}
+
+
+def test_a_condition_is_a_name() -> None:
+    conditions = re.findall(r"{%-?\s*(?:el)?if\s+(.*?)\s*-?%}", TEMPLATE)
+    assert conditions
+    assert all(re.fullmatch(r"(is|has)_\w+", condition) for condition in conditions)
+    assert "{% block" not in TEMPLATE
+
+
+def test_every_heading_is_in_the_card_of_some_kind(kinds: dict[str, Path]) -> None:
+    headings = {line.split("{%")[0] for line in re.findall(r"^#+ .*$", TEMPLATE, re.MULTILINE)}
+    cards = [text_of(repository, "lab/lcz") for repository in kinds.values()]
+    assert all(any(f"\n{heading}" in text for text in cards) for heading in headings)
+
+
+# ── What it says ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_card_speaks_of_what_is_there_and_of_nothing_else(kind: str, kinds: dict[str, Path]) -> None:
+    manifest, _ = loaded(kinds[kind])
+    text = text_of(kinds[kind], "lab/lcz")
+    assert not re.search(r"{[{%#]|[}%#]}|\bNone\b|Undefined|<!--", text.split("```bibtex")[0])
+    assert "\n\n\n" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert {*re.findall(r"`((?:rgb|all|geo)(?:_\w+)?)`", text)} <= {*manifest.configs}
+    code = "\n".join(blocks_of(text))
+    assert {*re.findall(r'"((?:rgb|all|geo)(?:_random|_block)?)"', code)} <= {*manifest.configs}
+    assert {*re.findall(r'split="(\w+)"', code)} <= {split for c in manifest.configs for split in manifest.splits(c)}
+    kinds_there = {layout.CONFIGS[config].kind for config in manifest.configs}
+    assert ("sentinel1" in text) == ("all" in kinds_there)
+    assert ("longitude" in text) == ("geo" in kinds_there)
+    assert ("JPEG of quality 95" in text) == ("rgb" in kinds_there and manifest.image_format == "jpeg")
+    assert ("Images are PNG" in text) == ("rgb" in kinds_there and manifest.image_format == "png")
+    assert ("### Culture-10" in text) == (kind in ("everything", "measured", "rgb", "all"))
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_every_block_is_code_that_names_the_repository(kind: str, kinds: dict[str, Path]) -> None:
+    for name in ("lab/lcz", "lcz-42"):
+        for block in blocks_of(text_of(kinds[kind], name)):
+            ast.parse(block)
+            assert f'"{name}"' in block or "_MEAN = [" in block
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_every_picture_and_link_of_the_card_is_there(kind: str, kinds: dict[str, Path]) -> None:
+    manifest, _ = loaded(kinds[kind])
+    text = text_of(kinds[kind], "so2sat")
+    targets = {target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}
+    assert targets == {name for name in manifest.files if name.startswith("assets/")} <= {*card.PICTURES}
+    for target in targets:
+        assert PIL.Image.open(io.BytesIO((kinds[kind] / target).read_bytes())).format == "PNG"
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_header_says_what_load_dataset_needs(kind: str, kinds: dict[str, Path]) -> None:
+    manifest, _ = loaded(kinds[kind])
+    header = card.metadata(manifest)
+    assert header == DatasetCard((kinds[kind] / card.NAME).read_text()).data.to_dict()  # type: ignore[no-untyped-call]
+    assert header["license"] == so2sat.LICENSE
+    assert "geospatial" in header["tags"]
+    assert [config["config_name"] for config in header["configs"] if config.get("default")] == [manifest.configs[0]]
+    for config in header["configs"]:
+        for files in config["data_files"]:
+            matched = {path.relative_to(kinds[kind]).as_posix() for path in kinds[kind].glob(files["path"])}
+            assert matched == {*manifest.shard_names(config["config_name"], files["split"])}
+
+
+def test_synthetic_data_are_called_so_first_and_their_text_is_no_markup(repository: Path) -> None:
+    manifest, statistics = loaded(repository)
+    assert "synthetic" not in card.render(manifest, statistics, "so2sat")
+    evil = "made\nup. <script>alert(1)</script> ![x](http://x) | **y** \x1b[31m {{ name }}"
+    sources = {name: dataclasses.replace(record, synthetic=evil) for name, record in manifest.sources.items()}
+    text = DatasetCard(card.render(dataclasses.replace(manifest, sources=sources), statistics, "so2sat")).text
+    first = text.lstrip().splitlines()[0]
+    assert first.startswith("> **These data are synthetic:** made up")
+    assert "<script>" not in text
+    assert "![x](" not in text
+    assert "\\*\\*y" in first
+
+
+def test_the_tables_hold_what_the_sources_do(repository: Path, source_arrays: dict[str, Arrays]) -> None:
+    text = text_of(repository, "so2sat")
     for index, name in enumerate(so2sat.LABELS):
         counts = [int(arrays["label"][:, index].sum()) for arrays in source_arrays.values()]
         assert f"| {index} | {facts.LCZ_CODES[index]} | {name} | {' | '.join(map(str, counts))} |" in text
@@ -103,49 +182,215 @@ def test_the_tables_hold_what_the_sources_do(
             mean, std = (float(cell) for cell in row.split("|")[-2:])
             assert mean == pytest.approx(values[..., index].mean(), rel=1e-5, abs=1e-7)
             assert std == pytest.approx(values[..., index].std(), rel=1e-5)
-    assert f"train {len(source_arrays['train']['label'])}, validation" in text
+    assert "| Patches | 403 (train 300, validation 70, test 33) |" in text
 
 
-def test_the_constants_are_code_that_gives_the_statistics(built: tuple[Manifest, dict[str, Any]]) -> None:
-    _, statistics = built
-    (code,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", rendered(built, ["rgb", "all"]), re.DOTALL)
-        if "_STD" in block
-    )
+def test_the_constants_are_code_that_gives_the_statistics(repository: Path) -> None:
+    _, statistics = loaded(repository)
+    (code,) = (block for block in blocks_of(text_of(repository, "so2sat")) if "_STD" in block)
     names: dict[str, list[float]] = {}
     exec(code, {}, names)
-    for name, config, column in (
-        ("SENTINEL1", "all", "sentinel1"),
-        ("SENTINEL2", "all", "sentinel2"),
-        ("IMAGE", "rgb", "image"),
-    ):
+    for column, config in (("sentinel1", "all"), ("sentinel2", "all"), ("image", "rgb")):
         bands = statistics[config]["train"]["bands"][column]
-        np.testing.assert_allclose(names[f"{name}_MEAN"], [band["mean"] for band in bands], rtol=1e-5)
-        np.testing.assert_allclose(names[f"{name}_STD"], [band["std"] for band in bands], rtol=1e-5)
+        np.testing.assert_allclose(names[f"{column.upper()}_MEAN"], [band["mean"] for band in bands], rtol=1e-5)
+        np.testing.assert_allclose(names[f"{column.upper()}_STD"], [band["std"] for band in bands], rtol=1e-5)
 
 
-def test_no_published_figure_stands_where_a_measured_one_must(built: tuple[Manifest, dict[str, Any]]) -> None:
-    text = rendered(built, ["rgb", "all"])
-    for patches in facts.PATCHES_PER_CLASS.values():
-        assert f"{sum(patches):,}" not in text
-    for means in facts.TRAIN_MEAN.values():
-        assert not any(f"{mean:.6g}" in text for mean in means)
-
-
-def test_the_hub_finds_the_card_valid(repository: Path, tmp_path: Path) -> None:
-    code = "import sys; from huggingface_hub import DatasetCard; DatasetCard.load(sys.argv[1]).validate('dataset')"
-    with hub.serving(tmp_path) as server:
-        run = [sys.executable, "-c", code, str(repository / card.NAME)]
-        subprocess.run(run, env=server.environment(), check=True)
-        assert [request.stage for request in server.requests if request.stage != "harnesses"] == ["validate"]
+def test_no_published_figure_stands_where_a_measured_one_must(repository: Path) -> None:
+    text = text_of(repository, "so2sat")
+    assert not any(f"{sum(patches):,}" in text for patches in facts.PATCHES_PER_CLASS.values())
+    assert not any(f"{mean:.6g}" in text for means in facts.TRAIN_MEAN.values() for mean in means)
 
 
 def test_bands_without_finite_values_have_no_figures(tmp_path: Path, source_arrays: dict[str, Arrays]) -> None:
     arrays = {name: array[:20].copy() for name, array in source_arrays["train"].items()}
     arrays["sen1"][..., 3] = np.nan
-    for name in ("training.h5", "validation.h5"):
-        write_source(tmp_path / "data" / name, arrays)
+    write_source(tmp_path / "data" / "training.h5", arrays)
     build.build(str(tmp_path / "data"), tmp_path / "so2sat", ["all"])
     text = (tmp_path / "so2sat" / card.NAME).read_text()
     assert re.search(r"^\| `sentinel1` \| 3 \| VV imaginary \|.*\| None \| None \|$", text, re.MULTILINE)
+
+
+# ── Its code, as a reader copies it ──────────────────────────────────────────────────────────────────────────────────
+
+# Runs blocks of code, each by itself; says which one fails.
+RUN = """
+import json, os, sys, traceback
+for number, block in enumerate(json.load(sys.stdin)):
+    try:
+        exec(compile(block, f"block {number}", "exec"), {"__name__": "__main__"})
+    except BaseException:
+        print(block, file=sys.stderr)
+        traceback.print_exc()
+        os._exit(1)
+print("all ran", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="session")
+def served(kinds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub.Hub]:
+    """The repositories of every kind on a Hub, under names other than so2sat, with cards for these names."""
+    with hub.serving(tmp_path_factory.mktemp("hub")) as server:
+        for kind, repository in kinds.items():
+            name = f"lab/lcz-{kind}"
+            server.create(name)
+            text = card.render(*loaded(repository), name)
+            server.commit(name, {**contents(repository), card.NAME: text.encode()})
+        yield server
+
+
+def run_blocks(python: Path | str, blocks: list[str], server: hub.Hub, folder: Path, home: str) -> None:
+    """Runs blocks of code in an empty folder, in one process."""
+    environment = {**server.environment(None, home=home), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [python, "-c", RUN], input=json.dumps(blocks), cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert "all ran" in done.stdout, done.stderr[-3000:]
+
+
+def test_the_first_block_of_every_kind_runs_when_it_is_copied(
+    kinds: dict[str, Path], served: hub.Hub, tmp_path: Path
+) -> None:
+    blocks = [blocks_of(text_of(repository, f"lab/lcz-{kind}"))[0] for kind, repository in kinds.items()]
+    run_blocks(sys.executable, blocks, served, tmp_path, "new")
+
+
+def test_every_block_runs_when_it_is_copied(kinds: dict[str, Path], served: hub.Hub, tmp_path: Path) -> None:
+    blocks = blocks_of(text_of(kinds["everything"], "lab/lcz-everything"))
+    assert len(blocks) >= 16
+    run_blocks(sys.executable, blocks[1:], served, tmp_path, "new")
+
+
+def test_every_block_of_a_local_folder_runs(kinds: dict[str, Path], served: hub.Hub, tmp_path: Path) -> None:
+    (tmp_path / "lcz-42").symlink_to(kinds["everything"])
+    run_blocks(sys.executable, blocks_of(text_of(kinds["everything"], "lcz-42")), served, tmp_path, "local")
+
+
+def test_a_stream_that_is_left_lets_python_end(kinds: dict[str, Path], served: hub.Hub, tmp_path: Path) -> None:
+    (block,) = (code for code in blocks_of(text_of(kinds["everything"], "lab/lcz-everything")) if ".take(" in code)
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=served.environment(None), check=True, timeout=60)
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "4.0.0"])
+def test_blocks_about_loading_and_streaming_run_in_earlier_versions(
+    version: str, kinds: dict[str, Path], served: hub.Hub, tmp_path: Path
+) -> None:
+    blocks = []
+    for block in blocks_of(text_of(kinds["everything"], "lab/lcz-everything")):
+        imported = {*re.findall(r"^(?:from|import) (\w+)", block, re.MULTILINE)}
+        if "datasets" in imported and imported <= {"datasets", "numpy"} and "reshard" not in block:
+            blocks.append(block)
+    assert len(blocks) >= 9
+    run_blocks(legacy_python(version), blocks, served, tmp_path, version)
+
+
+def test_the_hub_finds_the_card_valid(kinds: dict[str, Path], served: hub.Hub) -> None:
+    code = "import sys; from huggingface_hub import DatasetCard; DatasetCard.load(sys.argv[1]).validate('dataset')"
+    run = [sys.executable, "-c", code, str(kinds["everything"] / card.NAME)]
+    subprocess.run(run, env=served.environment(), check=True)
+
+
+# ── What its recipes give ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a repository where many patches of validation overlap patches of test, in the same zone or not."""
+    folder = tmp_path_factory.mktemp("crowded")
+    rng = np.random.default_rng(0)
+    for split, rows in (("training", 17), ("validation", 150), ("testing", 120)):
+        write_source(folder / "data" / f"{split}.h5", random_arrays(rows, seed=rows))
+        tfw = np.tile([10.0, 0, 0, -10, 0, 0], (rows, 1))
+        tfw[:, 4:] = [700_000, 5_300_000] + rng.integers(0, 50, (rows, 2)) * 80.0  # 320 m apart is not overlapping
+        city = rng.choice([b"munich", b"berlin"], rows)  # with coordinates that are alike, in different zones
+        tfw[city == b"berlin", 4:] += [-300_000, 500_000]
+        epsg = np.where(city == b"munich", 32632, 32633)
+        write_source(folder / "data" / f"{split}_geo.h5", {"epsg": epsg, "tfw": tfw, "city": city})
+    build.build(str(folder / "data"), folder / "so2sat", ["rgb", "geo"])
+    return folder
+
+
+def recipe(folder: Path, part: str) -> dict[str, Any]:
+    """What the card's block that contains `part` makes."""
+    (code,) = (code for code in blocks_of(text_of(folder / "so2sat", "so2sat")) if part in code)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names
+
+
+def places_of(split: str) -> dict[str, npt.NDArray[Any]]:
+    rows = pq.read_table(f"so2sat/geo/{split}-00000-of-00001.parquet")
+    return {name: rows[name].to_numpy() for name in rows.column_names}
+
+
+def near(ours: dict[str, npt.NDArray[Any]], theirs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+    """Which of our patches overlap one of theirs, pair by pair."""
+    found = np.zeros(len(ours["x"]), bool)
+    for row in range(len(found)):
+        zone, x, y = (ours[name][row] for name in ("epsg", "x", "y"))
+        there = theirs["epsg"] == zone
+        found[row] = ((np.abs(theirs["x"][there] - x) < 320) & (np.abs(theirs["y"][there] - y) < 320)).any()
+    return found
+
+
+def test_places_stand_beside_their_images(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    placed = recipe(crowded, "concatenate_datasets(")["placed"]
+    rgb = datasets.load_dataset("so2sat", "rgb", split="validation")
+    assert placed.column_names == [*layout.features("rgb"), *list(layout.features("geo"))[2:]]
+    assert placed["sample_id"][:] == rgb["sample_id"][:]
+    assert placed["x"][:] == places_of("validation")["x"].tolist()
+    assert placed[7]["image"] == rgb[7]["image"]
+
+
+def test_the_patches_of_a_city_are_streamed(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    names, geo = recipe(crowded, 'place["city"] == city'), places_of("validation")
+    assert names["labels"] == geo["label"][geo["city"] == names["city"]].tolist()
+    assert 0 < len(names["labels"]) < len(geo["label"])
+
+
+def test_arrays_are_exact_if_float64_is_asked_for(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    geo = datasets.load_dataset("so2sat", "geo", split="validation")
+    exact = places_of("validation")["longitude"]
+    np.testing.assert_array_equal(geo.with_format("numpy", dtype=np.float64)[:]["longitude"], exact)
+    np.testing.assert_array_equal(np.array(geo["longitude"]), exact)
+    assert geo.with_format("numpy")[:]["longitude"].dtype == np.float32  # what `datasets` makes of all floats
+
+
+def test_independent_patches_overlap_no_patch_of_the_test_split(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    overlaps = near(places_of("validation"), places_of("test"))
+    assert 20 < overlaps.sum() < 130
+    assert recipe(crowded, "NOT EXISTS")["independent"].tolist() == np.flatnonzero(~overlaps).tolist()
+
+
+def test_the_table_of_pairs_counts_what_splits_share(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(crowded)
+    text = text_of(crowded / "so2sat", "so2sat")
+    splits = {split: places_of(split) for split in ("train", "validation", "test")}
+    for one, other in (("validation", "test"), ("validation", "train"), ("test", "train")):
+        ours, theirs = splits[one], splits[other]
+        cities = len({*ours["city"]} & {*theirs["city"]})
+        classes = len({*ours["label"].tolist()} & {*theirs["label"].tolist()})
+        count = f"{near(ours, theirs).sum()} of {len(ours['x'])} in {one}"
+        assert f"| {one} and {other} | {cities} | {classes} | {count} |" in text
+
+
+def test_patches_are_indexed_as_numpy_indexes(crowded: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository.parent)
+    (code,) = (code for code in blocks_of(text_of(repository, "so2sat")) if "class Patches" in code)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    patches = names["patches"]
+    train = datasets.load_dataset("so2sat", "all", split="train").with_format("numpy")[:]
+    mask = train["label"] == train["label"][0]
+    indices = [5, -1, slice(290, None), slice(0, 9, 4), [7, 3, 3, -300], np.array([299, 0]), mask]
+    for index in indices:
+        batch = patches[index]
+        assert all(np.array_equal(batch[name], train[name][index]) for name in ("sentinel1", "sentinel2", "label"))
+    for wrong in (300, -301, [0, 300], "label", 1.5, mask[:-1]):
+        with pytest.raises(IndexError):
+            patches[wrong]

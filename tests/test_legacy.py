@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import so2sat
-from conftest import Arrays
+from conftest import Arrays, legacy_python
 from publishing import card, layout
 
 PROJECT = Path(so2sat.__file__).parent
 
 
-def loaded_by_legacy(python: Path, cwd: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+def loaded_by_legacy(cwd: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Calls load_dataset with datasets 3.6 and tells of each split: rows, features, labels and sums of values."""
     code = """
 import json, sys
@@ -45,7 +45,11 @@ print(json.dumps({name: describe(split) for name, split in datasets.load_dataset
     environment = {**os.environ, "HF_HOME": str(cwd / "cache"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     result = subprocess.run(
-        [python, "-c", code, json.dumps([arguments, options])], cwd=cwd, env=environment, capture_output=True, text=True
+        [legacy_python(), "-c", code, json.dumps([arguments, options])],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     told: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -71,7 +75,6 @@ def assert_holds(told: dict[str, Any], config: str, arrays: dict[str, Arrays]) -
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("config", ["rgb", "all"])
 def test_the_builder_is_a_loading_script(
-    legacy_python: Path,
     source_folder: Path,
     source_arrays: dict[str, Arrays],
     tmp_path: Path,
@@ -81,7 +84,6 @@ def test_the_builder_is_a_loading_script(
     """dataset_infos.json lies beside it and expects the full dataset; a smaller one must load all the same."""
     assert (PROJECT / "dataset_infos.json").is_file()
     told = loaded_by_legacy(
-        legacy_python,
         tmp_path,
         str(PROJECT / "so2sat.py"),
         config,
@@ -95,7 +97,6 @@ def test_the_builder_is_a_loading_script(
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("config", ["rgb", "all"])
 def test_the_repository_loads(
-    legacy_python: Path,
     repository: Path,
     source_arrays: dict[str, Arrays],
     tmp_path: Path,
@@ -103,16 +104,14 @@ def test_the_repository_loads(
     streaming: bool,
 ) -> None:
     (tmp_path / "so2sat").symlink_to(repository)
-    told = loaded_by_legacy(legacy_python, tmp_path, "so2sat", config, streaming=streaming)
+    told = loaded_by_legacy(tmp_path, "so2sat", config, streaming=streaming)
     assert_holds(told, config, source_arrays)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_places_load(
-    legacy_python: Path, full_folder: Path, full_repository: Path, tmp_path: Path, streaming: bool
-) -> None:
+def test_places_load(full_folder: Path, full_repository: Path, tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "so2sat").symlink_to(full_repository)
-    told = loaded_by_legacy(legacy_python, tmp_path, "so2sat", "geo", streaming=streaming)
+    told = loaded_by_legacy(tmp_path, "so2sat", "geo", streaming=streaming)
     assert list(told) == list(so2sat.SOURCE_FILES)
     for split, name in so2sat.SOURCE_FILES.items():
         with layout.open_reader("geo", str(full_folder / name)) as reader:
@@ -126,14 +125,14 @@ def test_places_load(
             np.testing.assert_allclose(found[4:], row[6:], rtol=0, atol=1e-9)
 
 
-def test_the_loading_script_says_where_places_come_from(legacy_python: Path, full_folder: Path, tmp_path: Path) -> None:
+def test_the_loading_script_says_where_places_come_from(full_folder: Path, tmp_path: Path) -> None:
     options = {"data_dir": str(full_folder), "trust_remote_code": True}
     with pytest.raises(AssertionError, match=r"build\.py SOURCE OUTPUT --config geo"):
-        loaded_by_legacy(legacy_python, tmp_path, str(PROJECT / "so2sat.py"), "geo", **options)
+        loaded_by_legacy(tmp_path, str(PROJECT / "so2sat.py"), "geo", **options)
 
 
-def test_an_interrupted_build_does_not_load(legacy_python: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_does_not_load(tmp_path: Path) -> None:
     (tmp_path / "so2sat").mkdir()
     (tmp_path / "so2sat" / "README.md").write_text(card.INCOMPLETE)
     with pytest.raises(AssertionError, match="incomplete"):
-        loaded_by_legacy(legacy_python, tmp_path, "so2sat")
+        loaded_by_legacy(tmp_path, "so2sat")

@@ -6,18 +6,15 @@ tests/data/positions.csv has every 200th position of edition 4's validation and 
 
 from __future__ import annotations
 
-import collections
 import csv
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
-import duckdb
 import h5py
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +26,7 @@ import pytest
 import build
 import so2sat
 import verify
-from conftest import random_arrays, serving, write_shard, write_source
+from conftest import serving, write_shard, write_source
 from publishing import facts, layout, places
 from publishing.command import CommandError
 
@@ -427,80 +424,3 @@ def test_a_rebuild_without_other_splits_asks_before_they_go(full_folder: Path, t
     assert build.build(str(tmp_path / "data"), tmp_path / "so2sat", force=True).configs == ["rgb_block", "all_block"]
     assert not list((tmp_path / "so2sat" / "rgb_random").glob("*.parquet"))
     assert verify.verify(tmp_path / "so2sat", str(tmp_path / "data")).findings == []
-
-
-# ── The README's recipes ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a repository where many patches of validation overlap patches of test, in the same zone or not."""
-    folder = tmp_path_factory.mktemp("crowded")
-    rng = np.random.default_rng(0)
-    for split, rows in (("training", 17), ("validation", 150), ("testing", 120)):
-        write_source(folder / "data" / f"{split}.h5", random_arrays(rows, seed=rows))
-        tfw = np.tile([10.0, 0, 0, -10, 0, 0], (rows, 1))
-        tfw[:, 4:] = [700_000, 5_300_000] + rng.integers(0, 50, (rows, 2)) * 80.0  # 320 m apart is not overlapping
-        city = rng.choice([b"munich", b"berlin"], rows)  # with coordinates that are alike, in different zones
-        tfw[city == b"berlin", 4:] += [-300_000, 500_000]
-        epsg = np.where(city == b"munich", 32632, 32633)
-        write_source(folder / "data" / f"{split}_geo.h5", {"epsg": epsg, "tfw": tfw, "city": city})
-    build.build(str(folder / "data"), folder / "so2sat", ["rgb", "geo"])
-    return folder
-
-
-def recipe(part: str) -> dict[str, Any]:
-    """What the README's block of Python that contains `part` makes."""
-    readme = Path(so2sat.__file__).with_name("README.md").read_text()
-    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S) if part in code)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    return names
-
-
-def places_of(split: str) -> dict[str, npt.NDArray[Any]]:
-    rows = pq.read_table(f"so2sat/geo/{split}-00000-of-00001.parquet")
-    return {name: rows[name].to_numpy() for name in rows.column_names}
-
-
-def test_places_stand_beside_their_images(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(crowded)
-    names = recipe("concatenate_datasets(")
-    rgb, geo, placed = names["rgb"], names["geo"], names["placed"]
-    assert rgb["sample_id"][:] == geo["sample_id"][:]
-    assert rgb["label"][:] == geo["label"][:]
-    assert placed.column_names == [*layout.features("rgb"), *list(places.features())[2:]]
-    assert placed["sample_id"][:] == rgb["sample_id"][:]
-    assert placed["x"][:] == geo["x"][:] == places_of("validation")["x"].tolist()
-    assert placed[7]["image"] == rgb[7]["image"]
-
-
-def test_arrays_are_exact_if_float64_is_asked_for(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(crowded)
-    geo = datasets.load_dataset("so2sat", "geo", split="validation")
-    exact = places_of("validation")["longitude"]
-    np.testing.assert_array_equal(geo.with_format("numpy", dtype=np.float64)[:]["longitude"], exact)
-    np.testing.assert_array_equal(np.array(geo["longitude"]), exact)
-    assert geo.with_format("numpy")[:]["longitude"].dtype == np.float32  # what `datasets` makes of all floats
-
-
-def test_a_join_in_sql_finds_the_city_of_every_image(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(crowded)
-    geo = places_of("test")
-    expected = sorted(collections.Counter(geo["city"][geo["label"] == 16].tolist()).items())
-    found = duckdb.sql(recipe("JOIN 'so2sat/geo/test-*.parquet' geo")["water"])
-    assert found
-    assert found.fetchall() == expected
-
-
-def test_independent_patches_overlap_no_patch_of_the_test_split(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(crowded)
-    ours, theirs = places_of("validation"), places_of("test")
-    overlaps = np.zeros(len(ours["x"]), bool)
-    for code in np.unique(ours["epsg"]):
-        here, there = ours["epsg"] == code, theirs["epsg"] == code
-        near = [np.abs(ours[name][here, None] - theirs[name][there]) < 320 for name in "xy"]
-        overlaps[here] = (near[0] & near[1]).any(axis=1)
-    assert 20 < overlaps.sum() < 130
-    independent = recipe("overlapping")["independent"]
-    assert independent["sample_id"][:] == np.flatnonzero(~overlaps).tolist()

@@ -478,8 +478,7 @@ def test_the_command_writes_the_files_and_says_what_they_are(tmp_path: Path) -> 
 def test_without_rows_there_is_no_test_file_as_in_edition_1(tmp_path: Path) -> None:
     assert sample.main([str(tmp_path), "--train", "17", "--validation", "17", "--test", "0"]) == 0
     assert sorted(os.listdir(tmp_path)) == ["training.h5", "training_geo.h5", "validation.h5", "validation_geo.h5"]
-    for config in ("rgb", "geo"):
-        assert list(so2sat.find_sources(str(tmp_path), config)) == ["train", "validation"]
+    assert list(so2sat.find_sources(str(tmp_path), "rgb")) == ["train", "validation"]
 
 
 def test_help_has_examples_and_says_that_the_data_are_synthetic(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ import hub
 import sample
 import so2sat
 import upload
-from conftest import contents, hearing, serving
+from conftest import contents, hearing, legacy_python, serving
 from publishing import card, manifest
 
 SCRIPT = upload.__file__
@@ -259,7 +259,7 @@ os._exit(0)
 
 @pytest.mark.parametrize("version", ["5", "3.6"])
 def test_what_was_uploaded_loads_in_every_way(
-    version: str, server: hub.Hub, client: Client, local: Path, source: Path, name: str, legacy_python: Path
+    version: str, server: hub.Hub, client: Client, local: Path, source: Path, name: str
 ) -> None:
     code, text = client(local, name, loads=version == "5")
     assert code == 0, text
@@ -267,7 +267,7 @@ def test_what_was_uploaded_loads_in_every_way(
         f'{server.endpoint}/datasets/{name}\nload_dataset("{name}", "rgb")\nload_dataset("{name}", "all")\n\n'
     )
     assert_equal(server, name, local)
-    python = str(legacy_python) if version == "3.6" else sys.executable
+    python = str(legacy_python()) if version == "3.6" else sys.executable
     run = [python, "-c", USE, name, version, str(local), "rgb", "all", "geo"]
     done = subprocess.run(run, env=server.environment(home=version), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -485,7 +485,6 @@ def _edits() -> list[Any]:
         (lambda content: content["shards"].pop(ALL_TRAIN_1), "manifest.json", f"does not list {ALL_TRAIN_1}, expected"),
         (lambda content: content["shards"].update({"../x": other}), "manifest.json", "lists ../x, expected only"),
         (lambda content: content["versions"].update(layout="0"), "manifest.json", "made with version 0 of layout"),
-        (lambda content: content["sources"].pop("training.h5"), "manifest.json", "no source training.h5, expected"),
         (
             lambda content: content["sources"]["training.h5"].update(rows=10**15),
             "manifest.json",
@@ -826,9 +825,7 @@ def test_a_source_folder_without_files_is_an_error(
     sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert verify.main([str(sound), "--source", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}: lacks training.h5, validation.h5, testing.h5, which config 'rgb' is made from\n"
-    )
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no training.h5 or validation.h5 or testing.h5")
 
 
 def test_help_has_examples() -> None:

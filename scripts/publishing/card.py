@@ -1,26 +1,28 @@
-"""The dataset card of a repository: the project's README with measured metadata, tables and pictures."""
+"""The dataset card of a repository: card.md.jinja, filled with what the repository holds."""
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 import pyarrow.parquet as pq
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCardData
 
 import so2sat
 from publishing import facts, layout
 from publishing.manifest import Manifest
 
 NAME = "README.md"
-PROJECT_README = Path(__file__).resolve().parents[2] / "README.md"
-
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PICTURES = ("assets/bands.png", "assets/classes.png", "assets/histogram.png")
 
 # Stands in for the card while a repository is being built. It names a file that is never there, because without any
@@ -34,69 +36,130 @@ configs:
 This repository is incomplete: `build.py` is writing it, or was interrupted. Run it again with the same arguments.
 """
 
+# `geospatial` is what the Hub lists geographic datasets by.
+_TAGS = ("geospatial", "remote-sensing", "earth-observation", "satellite", "sentinel-1", "sentinel-2", "sar")
+_MORE_TAGS = ("multispectral", "local-climate-zones", "urban")
 # Size categories of the Hub: lower bound and name.
 _SIZE_CATEGORIES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))
 
-# The README marks what is for some repositories only ("only: rgb": those with that config; "only: patches", "arrays",
-# "jpeg" and "png": with such content; "only: project": none, it is for the front page), and what is replaced by a table
-# of what was measured.
-_MARKED = r"^<!-- {}: (\w+) -->\n(.*?)^<!-- /{} -->\n"
-
-# Statistics of a repository: the content of statistics.json under `configs`.
+# Statistics of a repository: what stands in statistics.json under `configs`.
 Statistics = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def render(manifest: Manifest, statistics: Statistics) -> str:
+def render(manifest: Manifest, statistics: Statistics, name: str) -> str:
     """Makes the card of a complete repository.
 
     Args:
         manifest: What the repository holds.
         statistics: The statistics of every config and split.
+        name: What readers pass to load_dataset: ORG/NAME on the Hub, or the name of a local folder.
 
     Returns:
-        Markdown with a YAML header: the project's README and its metadata, with `configs`, `dataset_info`,
-        `size_categories` and tables as measured, without what is about something else, and with a first line that says
-        so if the data are synthetic.
+        Markdown with a YAML header.
     """
-    card = DatasetCard.load(PROJECT_README)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    text = environment.from_string(TEMPLATE.read_text()).render(words(manifest, statistics, name))
+    return f"---\n{_card_data(manifest).to_yaml()}\n---\n{text}"
+
+
+def metadata(manifest: Manifest) -> dict[str, Any]:
+    """The YAML header of the card, as a dict."""
+    return dict(_card_data(manifest).to_dict())  # type: ignore[no-untyped-call]
+
+
+def words(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, Any]:
+    """What the template is filled with; the arguments are those of `render`."""
+    names = _names(manifest, name)
+    return {**names, **_conditions(manifest, statistics, names), **_contents(manifest, statistics, names)}
+
+
+def _names(manifest: Manifest, name: str) -> dict[str, str]:
+    """The names that the card's code uses: of the repository, of configs and of splits; empty for what is not there."""
+    of_kind = {layout.CONFIGS[config].kind: config for config in reversed(manifest.configs)}
+    images, arrays, geo = (of_kind.get(kind, "") for kind in ("rgb", "all", "geo"))
+    main = images or arrays or geo
+    splits = [*manifest.splits(main)]
+    placed = [*manifest.splits(geo)] if geo else []
+    with_places = [config for config in _official(manifest) if placed and config != geo]
+    return {
+        "name": json.dumps(name, ensure_ascii=False),
+        "plain_name": name,
+        "images": images,
+        "arrays": arrays,
+        "main": main,
+        "first": splits[0],
+        "small": "validation" if "validation" in splits else splits[-1],
+        "placed": "validation" if "validation" in placed else "".join(placed[-1:]),
+        "placed_config": "".join(with_places[:1]),
+        "snapshot": _snapshot(name, main),
+        "snapshot_arrays": _snapshot(name, arrays),
+        "snapshot_geo": _snapshot(name, geo),
+    }
+
+
+def _conditions(manifest: Manifest, statistics: Statistics, names: Mapping[str, str]) -> dict[str, bool]:
+    """What the repository has, by the names of the template's conditions."""
+    official, main = _official(manifest), names["main"]
+    has_geo, ten_cities = "geo" in manifest.configs, {"validation", "test"}
+    return {
+        "is_on_hub": "/" in names["plain_name"],
+        "is_synthetic": bool(manifest.synthetic),
+        "has_images": bool(names["images"]),
+        "has_arrays": bool(names["arrays"]),
+        "has_patches": bool(names["images"] or names["arrays"]),
+        "has_geo": has_geo,
+        "has_places": bool(names["placed_config"]),
+        "has_several": len(manifest.configs) > 1,
+        "has_jpeg": manifest.image_format == "jpeg",
+        "has_official_splits": bool(official),
+        "has_edition_3": len(official) < len(manifest.configs),
+        "has_pairs": has_geo and len(statistics["geo"]) > 1,
+        "has_leakage": has_geo and ten_cities <= {*statistics["geo"]},
+        "has_culture_10": main in official and main != "geo" and ten_cities <= {*manifest.splits(main)},
+    }
+
+
+def _contents(manifest: Manifest, statistics: Statistics, names: Mapping[str, str]) -> dict[str, str]:
+    """Texts and tables about what the repository has."""
+    bands = _bands(statistics)
+    return {
+        "version": so2sat.VERSION,
+        "citation": so2sat.CITATION,
+        "synthetic": _escaped(manifest.synthetic),
+        "patches": _patches(manifest),
+        "bands": "8 of Sentinel-1, 10 of Sentinel-2" if names["arrays"] else "red, green, blue (B4, B3, B2)",
+        "cities": _cities({split for config in _official(manifest) for split in manifest.splits(config)}),
+        "sizes": ", ".join(f"`{config}` {_size(_bytes(manifest, config))}" for config in manifest.configs),
+        "config_table": _config_table(manifest),
+        "class_tables": _class_tables(manifest, statistics),
+        "band_table": _band_table(bands),
+        "constants": _constants(bands),
+        "pair_table": _pair_table(statistics["geo"]) if "geo" in manifest.configs else "",
+    }
+
+
+def _card_data(manifest: Manifest) -> DatasetCardData:
+    rows = max(sum(manifest.splits(config).values()) for config in manifest.configs)
+    data = DatasetCardData(
+        license=so2sat.LICENSE,
+        pretty_name="So2Sat LCZ42",
+        task_categories=["image-classification"],
+        annotations_creators=["expert-generated"],
+        source_datasets=["original"],
+        size_categories=[next(name for least, name in _SIZE_CATEGORIES if rows >= least)],
+        tags=[*_TAGS, *_MORE_TAGS],
+    )
     configs = MetadataConfigs()
     for config in manifest.configs:
-        configs[config] = {
-            "data_files": [
-                {"split": split, "path": _glob(manifest, config, split)} for split in manifest.splits(config)
-            ]
-        }
-        if config == so2sat.DEFAULT_CONFIG:
-            configs[config]["default"] = True
-    configs.to_dataset_card_data(card.data)
-    dataset_infos(manifest).to_dataset_card_data(card.data)
-    rows = max(sum(manifest.splits(config).values()) for config in manifest.configs)
-    card.data.size_categories = [next(name for least, name in _SIZE_CATEGORIES if rows >= least)]
-    kinds = {layout.CONFIGS[config].kind for config in manifest.configs}
-    held = {
-        *manifest.configs,
-        *(["patches"] if kinds - {"geo"} else []),
-        *(["arrays"] if "all" in kinds else []),
-        *([manifest.image_format] if "rgb" in kinds else []),
-    }
-    tables: Mapping[str, Callable[[], str]] = {
-        "configs": lambda: _config_table(manifest),
-        "classes": lambda: _class_tables(statistics),
-        "bands": lambda: band_table(_bands(statistics)),
-        "constants": lambda: constants(_bands(statistics)),
-    }
-
-    text = _replace("only", lambda name, text: text if name in held else "", card.text.lstrip())
-    text = _replace("measured", lambda name, text: tables[name](), text)
-    if manifest.synthetic:
-        what = manifest.synthetic.rstrip(".")
-        text = f"> **These data are synthetic:** {what}. What is said below is of the real ones.\n\n{text}"
-    return f"---\n{card.data.to_yaml()}\n---\n{text}"
-
-
-def _replace(kind: str, replacement: Callable[[str, str], str], text: str) -> str:
-    pattern = re.compile(_MARKED.format(kind, kind), re.MULTILINE | re.DOTALL)
-    return pattern.sub(lambda part: replacement(part[1], part[2]), text)
+        splits = manifest.splits(config)
+        data_files = [{"split": split, "path": _glob(manifest, config, split)} for split in splits]
+        configs[config] = {"data_files": data_files}
+    configs[manifest.configs[0]]["default"] = True  # `rgb` where it is there
+    configs.to_dataset_card_data(data)
+    dataset_infos(manifest).to_dataset_card_data(data)
+    return data
 
 
 def dataset_infos(manifest: Manifest) -> DatasetInfosDict:
@@ -130,6 +193,62 @@ def _glob(manifest: Manifest, config: str, split: str) -> str:
     return f"{config}/{split}-*-of-{len(manifest.shard_names(config, split)):05d}.parquet"
 
 
+# ┌────────┐
+# │  Text  │
+# └────────┘
+
+
+def _escaped(text: str) -> str:
+    """Text from a file as plain text of Markdown: no HTML, no markup, no full stop at the end."""
+    line = html.escape(" ".join(text.split()), quote=False).rstrip(".")
+    return re.sub(r"([\\`*_\[\]{}#|!~])", r"\\\1", line)
+
+
+def _snapshot(name: str, config: str) -> str:
+    """Code that sets `folder` to a folder with a config's files."""
+    literal = json.dumps(name, ensure_ascii=False)
+    if "/" not in name:
+        return f"\nfolder = {literal}"
+    call = f'snapshot_download({literal}, repo_type="dataset", allow_patterns="{config}/*")'
+    return f"from huggingface_hub import snapshot_download\n\nfolder = {call}"
+
+
+def _size(count: int) -> str:
+    unit, size = next(
+        (unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= size or size == 1e3
+    )
+    return f"{count / size:,.1f} {unit}"
+
+
+def _official(manifest: Manifest) -> list[str]:
+    """The configs with the splits of editions 1, 2 and 4."""
+    return [config for config in manifest.configs if layout.CONFIGS[config].files == so2sat.SOURCE_FILES]
+
+
+def _divisions(manifest: Manifest) -> list[list[str]]:
+    """The configs by the ways in which the patches are split, `geo` last: it may lack a split."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for config in sorted(manifest.configs, key=lambda config: layout.CONFIGS[config].kind == "geo"):
+        found.setdefault(tuple(layout.CONFIGS[config].files.values()), []).append(config)
+    return [*found.values()]
+
+
+def _patches(manifest: Manifest) -> str:
+    texts = []
+    for configs in _divisions(manifest):
+        splits = manifest.splits(configs[0])
+        parts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
+        texts.append(f"{sum(splits.values()):,} ({parts})")
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _cities(splits: set[str]) -> str:
+    """How many cities the official splits have (Zhu et al. 2020)."""
+    if "train" not in splits:
+        return "10"
+    return "42" if splits == {"train"} else "52: 42 of train, 10 of the other splits"
+
+
 # ┌──────────┐
 # │  Tables  │
 # └──────────┘
@@ -141,47 +260,47 @@ def _table(alignment: Sequence[str], *rows: Sequence[str]) -> str:
 
 
 def _config_table(manifest: Manifest) -> str:
-    rows = [
-        (
-            f"`{config}`",
-            ", ".join(f"`{name}`" for name in layout.features(config)),
-            layout.CONFIGS[config].description,
-            ", ".join(f"{split} {count:,}" for split, count in manifest.splits(config).items()),
-            f"{_bytes(manifest, config):,}",
-        )
-        for config in manifest.configs
-    ]
-    return _table(["---", "---", "---", "---", "---:"], ("config", "columns", "what", "rows", "bytes"), *rows)
+    rows = []
+    for config in manifest.configs:
+        columns = ", ".join(f"`{name}`" for name in layout.features(config))
+        counts = ", ".join(f"{split} {count:,}" for split, count in manifest.splits(config).items())
+        rows.append((f"`{config}`", columns, layout.CONFIGS[config].description, counts))
+    return _table(["---"] * 4, ("config", "columns", "what", "rows"), *rows)
 
 
-def class_table(counts: Mapping[str, Sequence[int]]) -> str:
-    """The table of patches per class: 17 counts by split."""
-    rows = [
-        (str(index), code, name, *(f"{split[index]:,}" for split in counts.values()))
-        for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS))
-    ]
-    total = ("", "", "**all**", *(f"**{sum(split):,}**" for split in counts.values()))
-    alignment = ["---:", ":---:", "---", *("---:" for _ in counts)]
-    return _table(alignment, ("index", "LCZ", "class", *counts), *rows, total)
-
-
-def _class_tables(statistics: Statistics) -> str:
-    """A table for each way in which patches are split."""
-    ways: dict[tuple[str, ...], list[str]] = {}
-    for config in statistics:
-        ways.setdefault(tuple(layout.CONFIGS[config].files.values()), []).append(config)
+def _class_tables(manifest: Manifest, statistics: Statistics) -> str:
+    """A table of patches per class for each way in which patches are split."""
     tables = []
-    for configs in ways.values():
-        # `geo` may lack a split that the others have.
-        same = [config for config in configs if layout.CONFIGS[config].kind != "geo"] or configs
-        names = ", ".join(f"`{config}`" for config in same)
-        tables.append(f"{names}:\n\n{class_table(patches_per_class(statistics[same[0]]))}")
+    for configs in _divisions(manifest):
+        counts = patches_per_class(statistics[configs[0]])
+        rows = [
+            (str(index), code, name, *(f"{split[index]:,}" for split in counts.values()))
+            for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS))
+        ]
+        total = ("", "", "**all**", *(f"**{sum(split):,}**" for split in counts.values()))
+        alignment = ["---:", ":---:", "---", *("---:" for _ in counts)]
+        table = _table(alignment, ("index", "LCZ", "class", *counts), *rows, total)
+        named = [config for config in configs if layout.CONFIGS[config].kind != "geo"] or configs
+        tables.append(f"{', '.join(f'`{config}`' for config in named)}:\n\n{table}")
     return "\n".join(tables)
 
 
 def patches_per_class(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:
     """Counts in the order of the classes, by split, of a config's statistics."""
     return {split: [*summary["patches_per_class"].values()] for split, summary in splits.items()}
+
+
+def _pair_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """What every pair of splits of `geo` shares."""
+    rows = []
+    for split, summary in splits.items():
+        for other, shared in summary["shared"].items():
+            counts = (splits[name]["patches_per_class"].values() for name in (split, other))
+            classes = sum(bool(ours and theirs) for ours, theirs in zip(*counts))
+            near = f"{shared['near']:,} of {sum(summary['patches_per_class'].values()):,} in {split}"
+            rows.append((f"{split} and {other}", f"{shared['cities']:,}", f"{classes}", near))
+    header = ("splits", "cities in both", "classes in both", "patches near one of the other split")
+    return _table(["---", "---:", "---:", "---"], header, *rows)
 
 
 def _bands(statistics: Statistics) -> dict[str, Sequence[Mapping[str, Any]]]:
@@ -193,29 +312,29 @@ def _bands(statistics: Statistics) -> dict[str, Sequence[Mapping[str, Any]]]:
     return dict(sorted(bands.items(), key=lambda item: item[0] == "image"))
 
 
-def band_table(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The table of bands with `mean` and `std`, by array."""
-    meanings = {"sentinel1": so2sat.SENTINEL1_BANDS, "sentinel2": so2sat.SENTINEL2_BANDS, "image": ()}
+def _band_table(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The bands with mean and standard deviation, by array."""
+    known = {"sentinel1": so2sat.SENTINEL1_BANDS, "sentinel2": so2sat.SENTINEL2_BANDS}
     rows = []
     for column, summaries in bands.items():
         for index, summary in enumerate(summaries):
             cells = (f"{summary['name']}", "8-bit pixel", "0 to 255", "")
-            if meanings[column]:
-                band = meanings[column][index]
+            if column in known:
+                band = known[column][index]
                 cells = (band.name, band.meaning, band.unit, f"{band.wavelength or ''}")
             rows.append((f"`{column}`", str(index), *cells, _number(summary["mean"]), _number(summary["std"])))
-    header = ("array", "index", "band", "meaning", "unit", "nm", "mean", "std")
+    header = ("column", "index", "band", "meaning", "unit", "nm", "mean", "std")
     return _table(["---", "---:", "---", "---", "---", "---:", "---:", "---:"], header, *rows)
 
 
-def constants(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _constants(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Python code with mean and standard deviation of every band, by array."""
     lines = []
     for column, summaries in bands.items():
         for name in ("mean", "std"):
             numbers = textwrap.fill(", ".join(_number(summary[name]) for summary in summaries), 88)
             lines += [f"{column.upper()}_{name.upper()} = [", textwrap.indent(numbers + ",", "    "), "]"]
-    return "\n".join(["```python", *lines, "```", ""])
+    return "\n".join(lines)
 
 
 def _number(value: float | None) -> str:
@@ -232,15 +351,14 @@ def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[s
     from publishing import figures  # not above: worker processes import this file too, and have no use for matplotlib
 
     note = "Synthetic data, not measured" if manifest.synthetic else ""
-    kinds = {layout.CONFIGS[config].kind: config for config in reversed(manifest.configs)}
-    config = kinds.get("rgb") or kinds.get("all") or kinds["geo"]
-    split = next(iter(statistics[config]))
+    names = _names(manifest, "")
+    config, bands = names["main"], _bands(statistics)
     drawn = {"assets/histogram.png": figures.class_histogram(patches_per_class(statistics[config]), note)}
-    if config != "geo":
-        patches = figures.pick_patches(_batches(folder, manifest, config, split))
+    if names["images"] or names["arrays"]:
+        patches = figures.pick_patches(_batches(folder, manifest, config, names["first"]))
         drawn["assets/classes.png"] = figures.class_grid(patches, note)
-    if "all" in kinds:
-        drawn["assets/bands.png"] = figures.band_statistics(_bands(statistics), note)
+    if names["arrays"]:
+        drawn["assets/bands.png"] = figures.band_statistics(bands, note)
     return drawn
 
 

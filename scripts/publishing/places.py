@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ GEO_TEXT: Mapping[str, tuple[int, ...]] = {"city": (1,)}
 # the wrong UTM zone moves a place by 370 km (Moscow) at the least.
 CITY_RADIUS = 150_000  # m
 TFW_TOLERANCE = 1e-3  # m
+PATCH_METRES = so2sat.PATCH_SIZE * so2sat.PIXEL_SIZE  # a side of a patch
 
 
 def features() -> datasets.Features:
@@ -132,6 +134,41 @@ def read_places(geo: so2sat.Source, start: int, stop: int) -> dict[str, npt.NDAr
     return {"city": city, "epsg": epsg.astype(np.int32), **numbers}
 
 
+def shared(splits: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> dict[str, dict[str, dict[str, int]]]:
+    """Counts what every pair of splits of `geo` shares.
+
+    Args:
+        splits: The columns `city`, `epsg`, `x` and `y` of every split.
+
+    Returns:
+        By split and other split: `cities`, how many are in both, and `near`, how many patches of the first are less
+        than PATCH_METRES in x and in y from one of the other, in the same zone. A pair stands once, under validation
+        before test before train.
+    """
+    ordered = sorted(splits, key=["validation", "test", "train"].index)
+    result: dict[str, dict[str, dict[str, int]]] = {split: {} for split in splits}
+    for split, other in itertools.combinations(ordered, 2):
+        ours, theirs = splits[split], splits[other]
+        cities = {*ours["city"]} & {*theirs["city"]} - {None}
+        result[split][other] = {"cities": len(cities), "near": int(_near_another(ours, theirs).sum())}
+    return result
+
+
+def _near_another(
+    ours: Mapping[str, npt.NDArray[Any]], theirs: Mapping[str, npt.NDArray[Any]]
+) -> npt.NDArray[np.bool_]:
+    near = np.zeros(len(ours["x"]), bool)
+    for code in np.unique(ours["epsg"]):
+        rows, others = np.flatnonzero(ours["epsg"] == code), np.flatnonzero(theirs["epsg"] == code)
+        others = others[np.argsort(theirs["x"][others])]
+        x, y = theirs["x"][others], theirs["y"][others]
+        first = np.searchsorted(x, ours["x"][rows] - PATCH_METRES, side="right")
+        last = np.searchsorted(x, ours["x"][rows] + PATCH_METRES, side="left")
+        for row, start, stop in zip(rows, first, last):
+            near[row] = (np.abs(y[start:stop] - ours["y"][row]) < PATCH_METRES).any()
+    return near
+
+
 def _named_cities(
     geo: so2sat.Source, start: int, stop: int, epsg: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
@@ -178,7 +215,7 @@ def _corners(geo: so2sat.Source, start: int, stop: int) -> tuple[npt.NDArray[np.
 
 def _centres(epsg: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[Any, Any]:
     """Longitude and latitude of the centres of patches with these top-left corners."""
-    half = so2sat.PATCH_SIZE * so2sat.PIXEL_SIZE / 2
+    half = PATCH_METRES / 2
     return _to_wgs84(epsg).transform(x + half, y - half)  # type: ignore[no-any-return]
 
 
