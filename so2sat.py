@@ -363,7 +363,7 @@ def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | 
         SourceError: One can't be read, is not as expected, or the folder is one of edition 3's.
     """
     root, files = folder.rstrip("/"), CONFIGS[config].files
-    if files is SOURCE_FILES and posixpath.basename(root) in EDITION_3_FOLDERS:
+    if files == SOURCE_FILES and posixpath.basename(root) in EDITION_3_FOLDERS:
         raise SourceError(
             f"{folder}: a folder of this name holds one of edition 3's splits, which config '{config}' is not made of;"
             " give its parent for edition 3's configs, or rename it"

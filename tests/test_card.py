@@ -109,7 +109,7 @@ def test_the_card_speaks_of_what_is_there_and_of_nothing_else(kind: str, kinds: 
     manifest, _ = loaded(kinds[kind])
     text = text_of(kinds[kind], "lab/lcz")
     assert not re.search(r"{[{%#]|[}%#]}|\bNone\b|Undefined|<!--", text.split("```bibtex")[0])
-    assert "\n\n\n" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert "\n\n\n" not in re.sub(r"```.*?```", "code", text, flags=re.DOTALL)
     assert {*re.findall(r"`((?:rgb|all|geo)(?:_\w+)?)`", text)} <= {*manifest.configs}
     code = "\n".join(blocks_of(text))
     assert {*re.findall(r'"((?:rgb|all|geo)(?:_random|_block)?)"', code)} <= {*manifest.configs}
