@@ -3,9 +3,9 @@
 No value in them was measured. Every class has spectra, backscatter and a texture of its own, so that a preview shows 17
 kinds of place and a model can learn them; how they look and how often they occur is near the real data.
 
-A patch comes about in four steps: the recipe of its class paints layers of materials over each other, which gives the
-share of every material in every pixel; the materials' spectra and backscatter, varied by city and by patch, turn shares
-into a scene; part of some scenes gives way to a neighbouring place; the two sensors look at the scene.
+A patch comes about in four steps: the layers of its class, painted over each other, give the share of every material in
+every pixel; the materials' spectra and backscatter, varied by patch, turn shares into a scene; part of some scenes
+gives way to a neighbouring place; the two sensors look at the scene.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import functools
 import math
 import os
 import shutil
-import signal
 import statistics
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -35,98 +34,64 @@ import so2sat
 from publishing import command, facts, places
 
 Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.uint32]
 
 DEFAULT_ROWS: Mapping[str, int] = {"train": 2048, "validation": 256, "test": 256}
 ROWS_PER_BLOCK = 64  # what is generated and held in memory at a time: 9 MB of float64
-OPTIONAL_SPLIT = "test"  # edition 1 has none
 CITY_SPREAD = 8_000  # m, standard deviation of the distance from a city's centre in either direction
 GRID = 100  # m, between neighbouring patches of the real data
 HEADER_BYTES = 1 << 14  # more than an HDF5 header and the attribute take
+SIZE = so2sat.PATCH_SIZE
 
 # ┌─────────────┐
 # │  Materials  │
 # └─────────────┘
 #
-# Surface reflectance in the order of SENTINEL2_BANDS, then VH and VV backscatter in dB. A material is a range between
-# two extremes (summer and winter, clear and turbid, old and new); every patch has its place in that range.
+# A material is a range between two extremes (summer and winter, clear and turbid, old and new). In every patch it has
+# a place in that range. An extreme is surface reflectance in the order of SENTINEL2_BANDS, then VH and VV in dB.
 
+# fmt: off
 _EXTREMES: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "water": (
-        (0.020, 0.018, 0.008, 0.006, 0.005, 0.005, 0.004, 0.004, 0.002, 0.001, -29, -22),
-        (0.042, 0.060, 0.046, 0.042, 0.028, 0.026, 0.020, 0.018, 0.005, 0.003, -26, -18),
-    ),
-    "trees": (
-        (0.017, 0.038, 0.018, 0.060, 0.200, 0.250, 0.260, 0.280, 0.125, 0.052, -13, -8),
-        (0.028, 0.042, 0.042, 0.065, 0.125, 0.150, 0.155, 0.175, 0.140, 0.078, -15, -9),
-    ),
-    "grass": (
-        (0.030, 0.068, 0.040, 0.100, 0.240, 0.300, 0.310, 0.330, 0.190, 0.100, -18, -12),
-        (0.048, 0.078, 0.085, 0.120, 0.165, 0.185, 0.195, 0.218, 0.232, 0.150, -20, -13),
-    ),
-    "crop": (
-        (0.022, 0.062, 0.028, 0.092, 0.290, 0.370, 0.380, 0.400, 0.165, 0.075, -17, -11),
-        (0.032, 0.072, 0.048, 0.105, 0.230, 0.290, 0.300, 0.320, 0.200, 0.110, -18, -11),
-    ),
-    "fallow": (
-        (0.055, 0.080, 0.100, 0.120, 0.140, 0.155, 0.163, 0.182, 0.220, 0.160, -21, -13),
-        (0.080, 0.115, 0.150, 0.175, 0.200, 0.220, 0.230, 0.255, 0.310, 0.230, -22, -14),
-    ),
-    "scrub": (
-        (0.028, 0.050, 0.040, 0.078, 0.150, 0.180, 0.188, 0.208, 0.170, 0.100, -17, -11),
-        (0.042, 0.062, 0.072, 0.098, 0.130, 0.148, 0.155, 0.175, 0.210, 0.145, -18, -12),
-    ),
-    "soil": (
-        (0.060, 0.085, 0.120, 0.140, 0.155, 0.170, 0.180, 0.200, 0.270, 0.220, -22, -14),
-        (0.085, 0.138, 0.218, 0.245, 0.265, 0.283, 0.295, 0.315, 0.400, 0.345, -24, -15),
-    ),
-    "sand": (
-        (0.085, 0.135, 0.190, 0.215, 0.230, 0.245, 0.255, 0.275, 0.360, 0.310, -26, -17),
-        (0.125, 0.190, 0.260, 0.285, 0.300, 0.315, 0.325, 0.345, 0.440, 0.390, -28, -19),
-    ),
-    "rock": (
-        (0.085, 0.098, 0.108, 0.115, 0.120, 0.125, 0.128, 0.138, 0.160, 0.140, -20, -12),
-        (0.140, 0.158, 0.172, 0.180, 0.185, 0.190, 0.195, 0.205, 0.235, 0.210, -19, -10),
-    ),
-    "asphalt": (
-        (0.048, 0.054, 0.058, 0.064, 0.070, 0.076, 0.078, 0.086, 0.095, 0.088, -22, -13),
-        (0.080, 0.090, 0.098, 0.105, 0.112, 0.118, 0.122, 0.132, 0.150, 0.138, -20, -12),
-    ),
-    "concrete": (
-        (0.100, 0.112, 0.122, 0.130, 0.138, 0.146, 0.150, 0.160, 0.180, 0.165, -7, 2),
-        (0.150, 0.166, 0.178, 0.186, 0.194, 0.202, 0.206, 0.216, 0.236, 0.218, -6, 3),
-    ),
-    "tile": (
-        (0.055, 0.075, 0.130, 0.155, 0.175, 0.190, 0.198, 0.215, 0.260, 0.235, -9, -1),
-        (0.078, 0.092, 0.105, 0.115, 0.125, 0.135, 0.138, 0.150, 0.170, 0.155, -9, -1),
-    ),
-    "metal": (
-        (0.130, 0.143, 0.154, 0.160, 0.166, 0.174, 0.178, 0.188, 0.215, 0.195, -8, 2),
-        (0.220, 0.238, 0.250, 0.257, 0.262, 0.267, 0.270, 0.277, 0.285, 0.252, -7, 3),
-    ),
-    "rust": (
-        (0.060, 0.075, 0.108, 0.128, 0.142, 0.155, 0.160, 0.175, 0.230, 0.205, -11, -3),
-        (0.105, 0.120, 0.140, 0.152, 0.162, 0.172, 0.176, 0.190, 0.230, 0.205, -10, -3),
-    ),
-    "slag": (
-        (0.028, 0.030, 0.033, 0.036, 0.040, 0.044, 0.045, 0.050, 0.065, 0.060, -19, -11),
-        (0.050, 0.055, 0.062, 0.068, 0.074, 0.080, 0.082, 0.090, 0.110, 0.100, -17, -10),
-    ),
-    "shadow": (
-        (0.012, 0.014, 0.012, 0.016, 0.026, 0.030, 0.030, 0.034, 0.028, 0.020, -24, -16),
-        (0.022, 0.026, 0.026, 0.032, 0.048, 0.055, 0.056, 0.062, 0.060, 0.048, -22, -15),
-    ),
+    #              B2     B3     B4     B5     B6     B7     B8     B8A    B11    B12    VH   VV
+    "water":    ((0.020, 0.018, 0.008, 0.006, 0.005, 0.005, 0.004, 0.004, 0.002, 0.001, -29, -22),
+                 (0.042, 0.060, 0.046, 0.042, 0.028, 0.026, 0.020, 0.018, 0.005, 0.003, -26, -18)),
+    "trees":    ((0.017, 0.038, 0.018, 0.060, 0.200, 0.250, 0.260, 0.280, 0.125, 0.052, -13,  -8),
+                 (0.028, 0.042, 0.042, 0.065, 0.125, 0.150, 0.155, 0.175, 0.140, 0.078, -15,  -9)),
+    "grass":    ((0.030, 0.068, 0.040, 0.100, 0.240, 0.300, 0.310, 0.330, 0.190, 0.100, -18, -12),
+                 (0.048, 0.078, 0.085, 0.120, 0.165, 0.185, 0.195, 0.218, 0.232, 0.150, -20, -13)),
+    "crop":     ((0.022, 0.062, 0.028, 0.092, 0.290, 0.370, 0.380, 0.400, 0.165, 0.075, -17, -11),
+                 (0.032, 0.072, 0.048, 0.105, 0.230, 0.290, 0.300, 0.320, 0.200, 0.110, -18, -11)),
+    "fallow":   ((0.055, 0.080, 0.100, 0.120, 0.140, 0.155, 0.163, 0.182, 0.220, 0.160, -21, -13),
+                 (0.080, 0.115, 0.150, 0.175, 0.200, 0.220, 0.230, 0.255, 0.310, 0.230, -22, -14)),
+    "scrub":    ((0.028, 0.050, 0.040, 0.078, 0.150, 0.180, 0.188, 0.208, 0.170, 0.100, -17, -11),
+                 (0.042, 0.062, 0.072, 0.098, 0.130, 0.148, 0.155, 0.175, 0.210, 0.145, -18, -12)),
+    "soil":     ((0.060, 0.085, 0.120, 0.140, 0.155, 0.170, 0.180, 0.200, 0.270, 0.220, -22, -14),
+                 (0.085, 0.138, 0.218, 0.245, 0.265, 0.283, 0.295, 0.315, 0.400, 0.345, -24, -15)),
+    "sand":     ((0.085, 0.135, 0.190, 0.215, 0.230, 0.245, 0.255, 0.275, 0.360, 0.310, -26, -17),
+                 (0.125, 0.190, 0.260, 0.285, 0.300, 0.315, 0.325, 0.345, 0.440, 0.390, -28, -19)),
+    "rock":     ((0.085, 0.098, 0.108, 0.115, 0.120, 0.125, 0.128, 0.138, 0.160, 0.140, -20, -12),
+                 (0.140, 0.158, 0.172, 0.180, 0.185, 0.190, 0.195, 0.205, 0.235, 0.210, -19, -10)),
+    "asphalt":  ((0.048, 0.054, 0.058, 0.064, 0.070, 0.076, 0.078, 0.086, 0.095, 0.088, -22, -13),
+                 (0.080, 0.090, 0.098, 0.105, 0.112, 0.118, 0.122, 0.132, 0.150, 0.138, -20, -12)),
+    "concrete": ((0.100, 0.112, 0.122, 0.130, 0.138, 0.146, 0.150, 0.160, 0.180, 0.165,  -7,   2),
+                 (0.150, 0.166, 0.178, 0.186, 0.194, 0.202, 0.206, 0.216, 0.236, 0.218,  -6,   3)),
+    "tile":     ((0.055, 0.075, 0.130, 0.155, 0.175, 0.190, 0.198, 0.215, 0.260, 0.235,  -9,  -1),
+                 (0.078, 0.092, 0.105, 0.115, 0.125, 0.135, 0.138, 0.150, 0.170, 0.155,  -9,  -1)),
+    "metal":    ((0.130, 0.143, 0.154, 0.160, 0.166, 0.174, 0.178, 0.188, 0.215, 0.195,  -8,   2),
+                 (0.220, 0.238, 0.250, 0.257, 0.262, 0.267, 0.270, 0.277, 0.285, 0.252,  -7,   3)),
+    "rust":     ((0.060, 0.075, 0.108, 0.128, 0.142, 0.155, 0.160, 0.175, 0.230, 0.205, -11,  -3),
+                 (0.105, 0.120, 0.140, 0.152, 0.162, 0.172, 0.176, 0.190, 0.230, 0.205, -10,  -3)),
+    "slag":     ((0.028, 0.030, 0.033, 0.036, 0.040, 0.044, 0.045, 0.050, 0.065, 0.060, -19, -11),
+                 (0.050, 0.055, 0.062, 0.068, 0.074, 0.080, 0.082, 0.090, 0.110, 0.100, -17, -10)),
+    "shadow":   ((0.012, 0.014, 0.012, 0.016, 0.026, 0.030, 0.030, 0.034, 0.028, 0.020, -24, -16),
+                 (0.022, 0.026, 0.026, 0.032, 0.048, 0.055, 0.056, 0.062, 0.060, 0.048, -22, -15)),
 }
+# fmt: on
 MATERIALS = tuple(_EXTREMES)
 BANDS = len(so2sat.SENTINEL2_BANDS)
 
-
-def _linear(extreme: tuple[float, ...]) -> tuple[float, ...]:
-    return *extreme[:BANDS], *(10 ** (decibel / 10) for decibel in extreme[BANDS:])
-
-
-# Shape (materials, 2 extremes, 10 bands + VH + VV).
-SPECTRA: Floats = np.array([[_linear(end) for end in ends] for ends in _EXTREMES.values()], np.float32)
+# Shape (materials, 2 extremes, 10 bands + VH + VV), backscatter in linear units.
+SPECTRA: Floats = np.array([*_EXTREMES.values()], np.float32)
+SPECTRA[..., BANDS:] = 10 ** (SPECTRA[..., BANDS:] / 10)
 
 # Reflectance that the atmosphere adds: the blue of the published means, which are of top-of-atmosphere reflectance.
 HAZE: Floats = np.array([0.076, 0.043, 0.027, 0.021, 0.018, 0.016, 0.014, 0.012, 0.003, 0.001], np.float32)
@@ -135,65 +100,61 @@ HAZE: Floats = np.array([0.076, 0.043, 0.027, 0.021, 0.018, 0.016, 0.014, 0.012,
 # │  Patterns  │
 # └────────────┘
 #
-# A pattern says where the material of a layer lies (cover, 0 to 1) and how bright it is there (tone, about 1).
-# Distances are in pixels of 10 m.
+# A pattern says where the material of a layer lies (cover, 0 to 1) and how bright it is there (tone, about 1), both of
+# shape (rows, 32, 32). Distances are in pixels of 10 m.
+
+Pattern = Callable[..., tuple[Floats, Floats]]
+
+NORTH_NORTH_WEST = np.complex64(-0.5 - 0.87j)  # where shadows point: the satellite passes in the morning
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Coordinates of a group of patches, rotated, shifted and zoomed by chance, one way for all layers of a patch.
+    """Coordinates of a group of patches, rotated, zoomed and shifted by chance, one way for all layers of a patch.
 
     Attributes:
-        u: Position along one direction of the streets, shape (rows, 32, 32), in pixels.
-        v: Position along the other, shape (rows, 32, 32), in pixels.
-        away: The direction of shadows as (u, v), each of shape (rows, 1, 1).
-        salt: What makes the cells of one patch unlike another's, shape (rows, 1, 1), uint32.
+        position: Of every pixel along the streets (real) and across (imaginary), shape (rows, 32, 32), complex64.
+        turn: Rotation and zoom of every patch as a complex factor, shape (rows, 1, 1).
+        dice: Four values from 0 to 1 for every cell of a grid of 32 × 32, which repeats: shape (4, rows × 1024).
         rng: Source of further chance.
     """
 
-    u: Floats
-    v: Floats
-    away: tuple[Floats, Floats]
-    salt: Integers
+    position: npt.NDArray[np.complex64]
+    turn: npt.NDArray[np.complex64]
+    dice: Floats
     rng: np.random.Generator
 
     @classmethod
     def draw(cls, rng: np.random.Generator, rows: int) -> Frame:
         """Draws the frames of `rows` patches."""
-        angle = rng.uniform(0, 2 * np.pi, (rows, 1, 1)).astype(np.float32)
-        zoom = rng.uniform(0.85, 1.2, (rows, 1, 1)).astype(np.float32)
-        shift = rng.uniform(0, 1000, (2, rows, 1, 1)).astype(np.float32)
-        y, x = np.mgrid[: so2sat.PATCH_SIZE, : so2sat.PATCH_SIZE].astype(np.float32)
-        cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
-        away = (
-            -0.5 * cos - 0.87 * sin,
-            0.5 * sin - 0.87 * cos,
-        )  # north-north-west: the satellite passes in the morning
-        salt = rng.integers(0, 1 << 32, (rows, 1, 1), np.uint32)
-        return cls(x * cos + y * sin + shift[0], y * cos - x * sin + shift[1], away, salt, rng)
+        angle, zoom = rng.uniform(0, 2 * np.pi, (rows, 1, 1)), rng.uniform(0.85, 1.2, (rows, 1, 1))
+        turn = (zoom * np.exp(1j * angle)).astype(np.complex64)
+        shift = rng.uniform(0, 100, (2, rows, 1, 1)).astype(np.float32)
+        y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+        position = (x + 1j * y) * turn + shift[0] + 1j * shift[1]
+        return cls(position, turn, rng.random((4, rows * 32 * 32), np.float32), rng)
+
+    def chance(self, column: npt.NDArray[np.int32], row: npt.NDArray[np.int32]) -> Floats:
+        """Four values of the cell that every pixel is in, the same in all layers: shape (4, rows, 32, 32)."""
+        patch = np.arange(len(self.position))[:, None, None]
+        return self.dice.take((patch * 32 + column % 32) * 32 + row % 32, axis=1)
 
 
-Pattern = Callable[[Frame], tuple[Floats, Floats]]
-
-
-def everywhere() -> Pattern:
+def everywhere(frame: Frame) -> tuple[Floats, Floats]:
     """The ground below all other layers."""
-    return lambda frame: (np.ones_like(frame.u), np.ones_like(frame.u))
+    ones = np.ones(frame.position.shape, np.float32)
+    return ones, ones
 
 
-def blobs(size: float, share: float, edge: float = 0.5) -> Pattern:
+def blobs(frame: Frame, size: float, share: float, edge: float = 0.5) -> tuple[Floats, Floats]:
     """Irregular patches of about `size` pixels that take a share of the area, with edges from sharp to soft."""
+    noise = _smooth_noise(frame.rng, len(frame.position), size)
     threshold = statistics.NormalDist().inv_cdf(1 - share)
-
-    def draw(frame: Frame) -> tuple[Floats, Floats]:
-        noise = _smooth_noise(frame.rng, len(frame.u), size)
-        cover: Floats = np.clip((noise - threshold) / edge + 0.5, 0, 1)
-        return cover, 1 + 0.08 * noise
-
-    return draw
+    return np.clip((noise - threshold) / edge + 0.5, 0, 1), 1 + 0.08 * noise
 
 
 def buildings(
+    frame: Frame,
     spacing: tuple[float, float],
     size: tuple[float, float],
     present: float = 1.0,
@@ -201,10 +162,11 @@ def buildings(
     vary: float = 0.3,
     jitter: float = 0.0,
     shadow: float = 0.0,
-) -> Pattern:
+) -> tuple[Floats, Floats]:
     """Boxes on a grid.
 
     Args:
+        frame: Where the pixels are.
         spacing: Of the grid.
         size: Of the largest box.
         present: Share of the grid's cells that have a box.
@@ -213,101 +175,54 @@ def buildings(
         jitter: By how much boxes leave the middle of their cell.
         shadow: Length of the shadow; if not 0 this is where the shadows of the boxes lie, not the boxes.
     """
-
-    def draw(frame: Frame) -> tuple[Floats, Floats]:
-        u, v = (axis - shadow * away for axis, away in zip((frame.u, frame.v), frame.away))
-        (column, along), (row, across) = _cells(u, spacing[0]), _cells(v, spacing[1])
-        chance = _chance(column, row, frame.salt)
-        smaller = 1 - vary * _fraction(chance, 0)
-        along += jitter * (_fraction(chance, 1) - 0.5)
-        across += jitter * (_fraction(chance, 2) - 0.5)
-        cover = _within(along, size[0] * smaller) * _within(across, size[1] * smaller)
-        cover *= _fraction(chance, 3) < present
-        return cover, 1 + contrast * (_fraction(chance, 2) - 0.5)
-
-    return draw
+    position = frame.position - shadow * NORTH_NORTH_WEST * frame.turn
+    (column, along), (row, across) = _cells(position.real, spacing[0]), _cells(position.imag, spacing[1])
+    smaller, aside, bright, is_present = frame.chance(column, row)
+    along += jitter * (aside - 0.5)
+    across += jitter * (bright - 0.5)
+    smaller = 1 - vary * smaller
+    cover = _within(along, size[0] * smaller) * _within(across, size[1] * smaller)
+    return cover * (is_present < present), 1 + contrast * (bright - 0.5)
 
 
-def streets(spacing: tuple[float, float], width: float) -> Pattern:
+def streets(frame: Frame, spacing: tuple[float, float], width: float) -> tuple[Floats, Floats]:
     """What lies between the cells of a grid."""
-    blocks = buildings(spacing, (spacing[0] - width, spacing[1] - width), contrast=0, vary=0)
-
-    def draw(frame: Frame) -> tuple[Floats, Floats]:
-        cover, tone = blocks(frame)
-        return 1 - cover, tone
-
-    return draw
+    blocks, tone = buildings(frame, spacing, (spacing[0] - width, spacing[1] - width), contrast=0, vary=0)
+    return 1 - blocks, tone
 
 
-def tanks(spacing: float, diameter: float, present: float) -> Pattern:
-    """Round tanks in rows."""
-
-    def draw(frame: Frame) -> tuple[Floats, Floats]:
-        (column, along), (row, across) = _cells(frame.u, spacing), _cells(frame.v, spacing)
-        yard = _chance(column // 4, row // 3, frame.salt)  # tanks come in groups
-        cover: Floats = np.clip((diameter + 1) / 2 - np.hypot(along, across), 0, 1)
-        cover *= _fraction(yard, 3) < present
-        return cover, np.ones_like(cover)
-
-    return draw
+def tanks(frame: Frame, spacing: float, diameter: float, present: float) -> tuple[Floats, Floats]:
+    """Round tanks in groups of 4 × 3."""
+    (column, along), (row, across) = _cells(frame.position.real, spacing), _cells(frame.position.imag, spacing)
+    cover: Floats = np.clip((diameter + 1) / 2 - np.hypot(along, across), 0, 1)
+    return cover * (frame.chance(column // 4, row // 3)[3] < present), np.ones_like(cover)
 
 
-def parcels(spacing: tuple[float, float], share: float, contrast: float = 0.25) -> Pattern:
+def parcels(frame: Frame, spacing: tuple[float, float], share: float) -> tuple[Floats, Floats]:
     """Fields side by side; a share of them has the material, with different vigour."""
-
-    def draw(frame: Frame) -> tuple[Floats, Floats]:
-        row, _ = _cells(frame.v, spacing[1])
-        offset = spacing[0] * _fraction(_chance(row, row, frame.salt), 0)
-        column, _ = _cells(frame.u + offset, spacing[0])
-        chance = _chance(column, row, frame.salt)
-        has = (_fraction(chance, 0) < share).astype(np.float32)
-        return has * (0.45 + 0.55 * _fraction(chance, 1)), 1 + contrast * (_fraction(chance, 2) - 0.5)
-
-    return draw
+    row, _ = _cells(frame.position.imag, spacing[1])
+    column, _ = _cells(frame.position.real + spacing[0] * frame.chance(row, row)[0], spacing[0])
+    chance = frame.chance(column, row)
+    return (chance[0] < share) * (0.45 + 0.55 * chance[1]), 1 + 0.25 * (chance[2] - 0.5)
 
 
-def dunes(spacing: float, bend: float, share: float) -> Pattern:
+def dunes(frame: Frame, spacing: float, bend: float, share: float) -> tuple[Floats, Floats]:
     """Soft stripes that wind; on their crests a share of the ground has the material."""
-
-    def draw(frame: Frame) -> tuple[Floats, Floats]:
-        wave: Floats = np.sin((frame.u + bend * _smooth_noise(frame.rng, len(frame.u), 8)) * (2 * np.pi / spacing))
-        return share * (0.5 + 0.5 * wave), np.ones_like(wave)
-
-    return draw
+    bent = frame.position.real + bend * _smooth_noise(frame.rng, len(frame.position), 8)
+    wave: Floats = np.sin(bent * (2 * np.pi / spacing))
+    return share * (0.5 + 0.5 * wave), np.ones_like(wave)
 
 
-def strip(width: float, spacing: float = 40.0, present: float = 1.0) -> Pattern:
-    """A straight road, runway or canal; `spacing` is that of further ones beside it."""
-
-    def draw(frame: Frame) -> tuple[Floats, Floats]:
-        number, along = _cells(frame.u, spacing)
-        chance = _chance(number, np.zeros_like(number), frame.salt)
-        return _within(along, np.float32(width)) * (_fraction(chance, 0) < present), np.ones_like(along)
-
-    return draw
+def strip(frame: Frame, width: float, spacing: float, present: float = 1.0) -> tuple[Floats, Floats]:
+    """Straight roads, runways or canals side by side."""
+    number, along = _cells(frame.position.real, spacing)
+    return _within(along, np.float32(width)) * (frame.chance(number, number)[0] < present), np.ones_like(along)
 
 
-def _cells(position: Floats, spacing: float) -> tuple[Integers, Floats]:
+def _cells(position: Floats, spacing: float) -> tuple[npt.NDArray[np.int32], Floats]:
     """Number of the cell and the distance from its middle."""
     number = np.floor(position / spacing)
-    return number.astype(np.int32).view(np.uint32), position - (number + 0.5) * spacing
-
-
-def _chance(column: Integers, row: Integers, salt: Integers) -> Integers:
-    """Chance of a cell, the same in all layers of a patch: four bytes for `_fraction`."""
-    mixed: Integers = (column * np.uint32(0x9E3779B1)) ^ (row * np.uint32(0x85EBCA77)) ^ salt
-    mixed ^= mixed >> 15
-    mixed *= np.uint32(0x2C1B3C6D)
-    mixed ^= mixed >> 13
-    mixed *= np.uint32(0x297A2D39)
-    mixed ^= mixed >> 16
-    return mixed
-
-
-def _fraction(chance: Integers, byte: int) -> Floats:
-    """One of four independent values from 0 to 1."""
-    value: Floats = (chance >> (8 * byte)).astype(np.uint8) * np.float32(1 / 255)
-    return value
+    return number.astype(np.int32), position - (number + 0.5) * spacing
 
 
 def _within(distance: Floats, size: Floats | np.float32) -> Floats:
@@ -325,11 +240,10 @@ def _smooth_noise(rng: np.random.Generator, rows: int, size: float) -> Floats:
 @functools.cache
 def _bumps(size: float) -> Floats:
     spacing = size / 2
-    knots = (np.arange(math.ceil(so2sat.PATCH_SIZE / spacing) + 6) - 3) * spacing
-    distance = (np.arange(so2sat.PATCH_SIZE)[:, None] - knots) / spacing
-    weights = np.exp(-0.5 * distance**2)
-    normed: Floats = (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
-    return normed
+    knots = (np.arange(math.ceil(SIZE / spacing) + 6) - 3) * spacing
+    weights = np.exp(-0.5 * ((np.arange(SIZE)[:, None] - knots) / spacing) ** 2)
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    return weights.astype(np.float32)
 
 
 def _separable(planes: Floats, weights: Floats) -> Floats:
@@ -340,397 +254,251 @@ def _separable(planes: Floats, weights: Floats) -> Floats:
 
 
 # ┌───────────┐
-# │  Recipes  │
+# │  Classes  │
+# └───────────┘
+
+Layer = tuple[str, Pattern]
+
+
+def layer(material: str, pattern: Pattern = everywhere, **options: Any) -> Layer:
+    """A material and where it lies."""
+    return material, functools.partial(pattern, **options)
+
+
+def raised(material: str, shadow: float, **options: Any) -> tuple[Layer, Layer]:
+    """Buildings above their shadows."""
+    return layer("shadow", buildings, shadow=shadow, **options), layer(material, buildings, **options)
+
+
+# From the ground up.
+LAYERS: Mapping[str, tuple[Layer, ...]] = {
+    "Compact high-rise": (
+        layer("asphalt"),
+        *raised("concrete", shadow=2.2, spacing=(6.5, 5.5), size=(5.0, 4.2), present=0.92, contrast=0.9),
+    ),
+    "Compact mid-rise": (  # perimeter blocks with courtyards
+        layer("asphalt"),
+        *raised("tile", shadow=0.9, spacing=(9.5, 8.5), size=(8, 7), present=0.97, contrast=0.35, vary=0.1),
+        layer("concrete", buildings, spacing=(4.75, 4.25), size=(3.6, 3.2), present=0.35, contrast=0.5),
+        layer("grass", buildings, spacing=(9.5, 8.5), size=(2.6, 2.2), present=0.6, vary=0.4),
+    ),
+    "Compact low-rise": (
+        layer("asphalt"),
+        layer("trees", blobs, size=3, share=0.12),
+        layer("tile", buildings, spacing=(3.2, 2.6), size=(2.6, 2.0), contrast=0.8),
+        layer("asphalt", streets, spacing=(12.8, 26), width=1.2),
+    ),
+    "Open high-rise": (
+        layer("grass"),
+        layer("trees", blobs, size=4, share=0.35),
+        layer("asphalt", streets, spacing=(24, 18), width=1.4),
+        *raised("concrete", shadow=2.6, spacing=(8, 9), size=(3.4, 2.4), present=0.8, jitter=2.0),
+    ),
+    "Open mid-rise": (  # slabs
+        layer("grass"),
+        layer("trees", blobs, size=4, share=0.35),
+        layer("asphalt", streets, spacing=(21, 16.5), width=1.3),
+        *raised("concrete", shadow=1.0, spacing=(10.5, 5.5), size=(8.0, 1.9), present=0.85, contrast=0.4),
+    ),
+    "Open low-rise": (
+        layer("grass"),
+        layer("trees", blobs, size=3, share=0.42),
+        layer("asphalt", streets, spacing=(50, 9), width=1.0),
+        layer("tile", buildings, spacing=(4.2, 4.5), size=(1.9, 1.6), present=0.85, contrast=0.7, jitter=0.8),
+    ),
+    "Lightweight low-rise": (
+        layer("soil"),
+        layer("rust", buildings, spacing=(1.9, 1.7), size=(1.7, 1.5), present=0.85, contrast=1.1),
+        layer("soil", strip, width=1.2, spacing=15),
+    ),
+    "Large low-rise": (
+        layer("asphalt"),
+        layer("grass", blobs, size=5, share=0.10, edge=0.2),
+        layer("metal", buildings, spacing=(14, 11), size=(11.5, 8), present=0.88, contrast=0.9, jitter=1.5),
+        layer("asphalt", strip, width=1.6, spacing=42),
+    ),
+    "Sparsely built": (
+        layer("grass"),
+        layer("trees", blobs, size=6, share=0.38),
+        layer("fallow", blobs, size=9, share=0.12, edge=0.2),
+        layer("concrete", buildings, spacing=(6.5, 6), size=(1.9, 1.7), present=0.22, contrast=0.8, jitter=3.5),
+        layer("asphalt", strip, width=0.8, spacing=44),
+    ),
+    "Heavy industry": (
+        layer("asphalt"),
+        layer("slag", blobs, size=8, share=0.40, edge=0.3),
+        layer("soil", blobs, size=6, share=0.08, edge=0.6),
+        *raised("rust", shadow=1.6, spacing=(13, 8), size=(11, 4.5), present=0.5, contrast=0.9, jitter=2.0),
+        layer("metal", tanks, spacing=4.6, diameter=3.2, present=0.22),
+    ),
+    "Dense trees": (layer("trees"), layer("shadow", blobs, size=2.2, share=0.22, edge=1.2)),
+    "Scattered trees": (
+        layer("grass"),
+        layer("fallow", blobs, size=10, share=0.18, edge=0.8),
+        layer("trees", blobs, size=3.2, share=0.33, edge=0.3),
+    ),
+    "Bush or scrub": (
+        layer("soil"),
+        layer("scrub", blobs, size=2, share=0.72, edge=1.6),
+        layer("scrub", blobs, size=9, share=0.35, edge=1.0),
+    ),
+    "Low plants": (
+        layer("fallow"),
+        layer("grass", parcels, spacing=(30, 17), share=0.5),
+        layer("crop", parcels, spacing=(22, 12), share=0.62),
+    ),
+    "Bare rock or paved": (
+        layer("rock"),
+        layer("asphalt", strip, width=5, spacing=28, present=0.5),
+        layer("scrub", blobs, size=7, share=0.06, edge=0.8),
+    ),
+    "Bare soil or sand": (
+        layer("soil"),
+        layer("sand", blobs, size=13, share=0.45, edge=1.2),
+        layer("sand", dunes, spacing=8, bend=3, share=0.55),
+    ),
+    "Water": (layer("water"),),
+}
+
+
+class Texture(NamedTuple):
+    """How uneven a class is."""
+
+    relief: float  # spread of slow changes in brightness, relative
+    relief_size: float  # in pixels
+    grain: float  # spread of the brightness from pixel to pixel, relative
+    scatterers: float  # mean number of strong radar scatterers in a patch
+
+
+# fmt: off
+TEXTURES: Mapping[str, Texture] = {
+    #                           relief, relief_size, grain, scatterers
+    "Compact high-rise":    Texture(0.06, 12, 0.100, 12.00),
+    "Compact mid-rise":     Texture(0.06, 12, 0.100,  7.00),
+    "Compact low-rise":     Texture(0.08, 10, 0.100,  3.00),
+    "Open high-rise":       Texture(0.08, 12, 0.080,  7.00),
+    "Open mid-rise":        Texture(0.08, 12, 0.080,  4.00),
+    "Open low-rise":        Texture(0.08, 10, 0.080,  1.50),
+    "Lightweight low-rise": Texture(0.10,  7, 0.140,  2.00),
+    "Large low-rise":       Texture(0.05, 14, 0.040,  9.00),
+    "Sparsely built":       Texture(0.10, 10, 0.080,  0.80),
+    "Heavy industry":       Texture(0.10,  9, 0.100, 14.00),
+    "Dense trees":          Texture(0.10,  6, 0.070,  0.05),
+    "Scattered trees":      Texture(0.08, 10, 0.060,  0.10),
+    "Bush or scrub":        Texture(0.10,  8, 0.070,  0.10),
+    "Low plants":           Texture(0.05,  9, 0.025,  0.10),
+    "Bare rock or paved":   Texture(0.14,  5, 0.050,  0.80),
+    "Bare soil or sand":    Texture(0.05,  9, 0.020,  0.10),
+    "Water":                Texture(0.10, 14, 0.020,  0.15),
+}
+# fmt: on
+
+# ┌───────────┐
+# │  Patches  │
 # └───────────┘
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a class looks.
-
-    Attributes:
-        layers: Material and pattern, from the ground up.
-        relief: Spread of slow changes in brightness, relative.
-        relief_size: Their size in pixels.
-        grain: Spread of the brightness from pixel to pixel, relative.
-        scatterers: Mean number of strong radar scatterers in a patch.
-    """
-
-    layers: tuple[tuple[str, Pattern], ...]
-    relief: float
-    relief_size: float
-    grain: float
-    scatterers: float
-
-
-def _raised(
-    material: str, shadow: float, spacing: tuple[float, float], size: tuple[float, float], **options: float
-) -> tuple[tuple[str, Pattern], ...]:
-    """Buildings above their shadows."""
-    return (
-        ("shadow", buildings(spacing, size, **options, shadow=shadow)),
-        (material, buildings(spacing, size, **options)),
-    )
-
-
-# In the order of LABELS.
-RECIPES = (
-    Recipe(  # Compact high-rise
-        (
-            ("asphalt", everywhere()),
-            *_raised("concrete", 2.2, (6.5, 5.5), (5.0, 4.2), present=0.92, contrast=0.9),
-        ),
-        *(0.06, 12, 0.10, 12),
-    ),
-    Recipe(  # Compact mid-rise: perimeter blocks with courtyards
-        (
-            ("asphalt", everywhere()),
-            *_raised("tile", 0.9, (9.5, 8.5), (8.0, 7.0), present=0.97, contrast=0.35, vary=0.1),
-            ("concrete", buildings((4.75, 4.25), (3.6, 3.2), present=0.35, contrast=0.5)),
-            ("grass", buildings((9.5, 8.5), (2.6, 2.2), present=0.6, vary=0.4)),
-        ),
-        *(0.06, 12, 0.10, 7),
-    ),
-    Recipe(  # Compact low-rise
-        (
-            ("asphalt", everywhere()),
-            ("trees", blobs(3, 0.12)),
-            ("tile", buildings((3.2, 2.6), (2.6, 2.0), contrast=0.8)),
-            ("asphalt", streets((12.8, 26), 1.2)),
-        ),
-        *(0.08, 10, 0.10, 3),
-    ),
-    Recipe(  # Open high-rise
-        (
-            ("grass", everywhere()),
-            ("trees", blobs(4, 0.35)),
-            ("asphalt", streets((24, 18), 1.4)),
-            *_raised("concrete", 2.6, (8, 9), (3.4, 2.4), present=0.8, jitter=2.0),
-        ),
-        *(0.08, 12, 0.08, 7),
-    ),
-    Recipe(  # Open mid-rise: slabs
-        (
-            ("grass", everywhere()),
-            ("trees", blobs(4, 0.35)),
-            ("asphalt", streets((21, 16.5), 1.3)),
-            *_raised("concrete", 1.0, (10.5, 5.5), (8.0, 1.9), present=0.85, contrast=0.4),
-        ),
-        *(0.08, 12, 0.08, 4),
-    ),
-    Recipe(  # Open low-rise
-        (
-            ("grass", everywhere()),
-            ("trees", blobs(3, 0.42)),
-            ("asphalt", streets((50, 9), 1.0)),
-            ("tile", buildings((4.2, 4.5), (1.9, 1.6), present=0.85, contrast=0.7, jitter=0.8)),
-        ),
-        *(0.08, 10, 0.08, 1.5),
-    ),
-    Recipe(  # Lightweight low-rise
-        (
-            ("soil", everywhere()),
-            ("rust", buildings((1.9, 1.7), (1.7, 1.5), present=0.85, contrast=1.1)),
-            ("soil", strip(1.2, 15)),
-        ),
-        *(0.10, 7, 0.14, 2),
-    ),
-    Recipe(  # Large low-rise
-        (
-            ("asphalt", everywhere()),
-            ("grass", blobs(5, 0.10, 0.2)),
-            ("metal", buildings((14, 11), (11.5, 8), present=0.88, contrast=0.9, jitter=1.5)),
-            ("asphalt", strip(1.6, 42)),
-        ),
-        *(0.05, 14, 0.04, 9),
-    ),
-    Recipe(  # Sparsely built
-        (
-            ("grass", everywhere()),
-            ("trees", blobs(6, 0.38)),
-            ("fallow", blobs(9, 0.12, 0.2)),
-            ("concrete", buildings((6.5, 6), (1.9, 1.7), present=0.22, contrast=0.8, jitter=3.5)),
-            ("asphalt", strip(0.8, 44)),
-        ),
-        *(0.10, 10, 0.08, 0.8),
-    ),
-    Recipe(  # Heavy industry
-        (
-            ("asphalt", everywhere()),
-            ("slag", blobs(8, 0.40, 0.3)),
-            ("soil", blobs(6, 0.08, 0.6)),
-            *_raised("rust", 1.6, (13, 8), (11, 4.5), present=0.5, contrast=0.9, jitter=2.0),
-            ("metal", tanks(4.6, 3.2, 0.22)),
-        ),
-        *(0.10, 9, 0.10, 14),
-    ),
-    Recipe(  # Dense trees
-        (
-            ("trees", everywhere()),
-            ("shadow", blobs(2.2, 0.22, 1.2)),
-        ),
-        *(0.10, 6, 0.07, 0.05),
-    ),
-    Recipe(  # Scattered trees
-        (
-            ("grass", everywhere()),
-            ("fallow", blobs(10, 0.18, 0.8)),
-            ("trees", blobs(3.2, 0.33, 0.3)),
-        ),
-        *(0.08, 10, 0.06, 0.1),
-    ),
-    Recipe(  # Bush or scrub
-        (
-            ("soil", everywhere()),
-            ("scrub", blobs(2, 0.72, 1.6)),
-            ("scrub", blobs(9, 0.35, 1.0)),
-        ),
-        *(0.10, 8, 0.07, 0.1),
-    ),
-    Recipe(  # Low plants
-        (
-            ("fallow", everywhere()),
-            ("grass", parcels((30, 17), 0.5)),
-            ("crop", parcels((22, 12), 0.62)),
-        ),
-        *(0.05, 9, 0.025, 0.1),
-    ),
-    Recipe(  # Bare rock or paved
-        (
-            ("rock", everywhere()),
-            ("asphalt", strip(5, 28, 0.5)),
-            ("scrub", blobs(7, 0.06, 0.8)),
-        ),
-        *(0.14, 5, 0.05, 0.8),
-    ),
-    Recipe(  # Bare soil or sand
-        (
-            ("soil", everywhere()),
-            ("sand", blobs(13, 0.45, 1.2)),
-            ("sand", dunes(8, 3, 0.55)),
-        ),
-        *(0.05, 9, 0.02, 0.1),
-    ),
-    Recipe(  # Water
-        (("water", everywhere()),),
-        *(0.10, 14, 0.02, 0.15),
-    ),
-)
-
-# ┌──────────┐
-# │  Scenes  │
-# └──────────┘
-
-# Cities of edition 2: 42 are in the training split, 10 others are shared by the validation and the test split.
-CITIES: Mapping[str, range] = {"train": range(42), "validation": range(42, 52), "test": range(42, 52)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Cities:
-    """What the patches of a city have in common.
-
-    Attributes:
-        light: Factor of every band (sun, season, calibration), shape (cities, 10).
-        haze: Factor of HAZE, shape (cities, 1).
-        place: Where each material lies between its extremes, shape (cities, materials).
-    """
-
-    light: Floats
-    haze: Floats
-    place: Floats
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Cities:
-        """Draws all cities."""
-        count = 1 + max(max(cities) for cities in CITIES.values())
-        return cls(
-            _light(rng, count, 0.12, 0.05),
-            np.exp(0.10 * rng.standard_normal((count, 1), dtype=np.float32)),
-            rng.uniform(0, 1, (count, len(MATERIALS))).astype(np.float32),
-        )
-
-
-def generate_block(
-    labels: npt.NDArray[np.integer[Any]], split: str, cities: Cities, rng: np.random.Generator
-) -> dict[str, npt.NDArray[np.float64]]:
+def generate_block(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
     """Generates patches.
 
     Args:
         labels: Class indices, shape (rows,).
-        split: Split that the patches are of, which decides on the cities.
-        cities: All cities.
         rng: Source of chance.
 
     Returns:
         The arrays of a source file, all float64: `sen1` (rows, 32, 32, 8) in linear units, `sen2` (rows, 32, 32, 10) in
-        reflectance, a multiple of 1/10000, and `label` (rows, 17), one-hot; besides, `city` (rows,), int64.
+        reflectance, a multiple of 1/10000, and `label` (rows, 17), one-hot.
     """
-    city = rng.choice(CITIES[split], len(labels))
-    scenes = np.empty((len(labels), BANDS + 2, so2sat.PATCH_SIZE, so2sat.PATCH_SIZE), np.float32)
+    scenes = np.empty((len(labels), BANDS + 2, SIZE, SIZE), np.float32)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        scenes[rows] = _paint(RECIPES[label], cities.place[city[rows]], rng)
+        scenes[rows] = _paint(so2sat.LABELS[label], len(rows), rng)
     _add_neighbours(scenes, rng)
-    light = cities.light[city] * _light(rng, len(labels), 0.14, 0.04)
-    scatterers = np.array([recipe.scatterers for recipe in RECIPES])[labels]
+    scatterers = np.array([TEXTURES[name].scatterers for name in so2sat.LABELS])[labels]
     return {
         "sen1": _sentinel1(scenes[:, BANDS:], scatterers, rng),
-        "sen2": _sentinel2(scenes[:, :BANDS] * light[:, :, None, None], cities.haze[city] * HAZE, rng),
+        "sen2": _sentinel2(scenes[:, :BANDS], rng),
         "label": np.eye(len(so2sat.LABELS))[labels],
-        "city": city,
     }
 
 
-def generate_places(
-    cities: npt.NDArray[np.int64], split: str, rng: np.random.Generator
-) -> dict[str, npt.NDArray[np.generic]]:
-    """Invents where patches are: around the centre of their city, in validation in its west, in test in its east.
-
-    Args:
-        cities: Index of every patch's city, shape (rows,).
-        split: Split that the patches are of.
-        rng: Source of chance.
-
-    Returns:
-        The arrays of a file with places: `epsg` (rows, 1), int32, `tfw` (rows, 6), float64, and `city` (rows, 1), text.
-    """
-    steps = np.rint(rng.normal(0, CITY_SPREAD / GRID, (len(cities), 2)))
-    if split != "train":
-        steps[:, 0] = np.abs(steps[:, 0]) * (-1 if split == "validation" else 1)
-    names = np.array([*facts.CITIES], "S16")
-    codes = np.array([city.epsg for city in facts.CITIES.values()], np.int32)
-    centres = np.array(
-        [
-            pyproj.Transformer.from_crs(4326, city.epsg, always_xy=True).transform(city.longitude, city.latitude)
-            for city in facts.CITIES.values()
-        ]
-    )
-    tfw = np.tile([so2sat.PIXEL_SIZE, 0.0, 0.0, -so2sat.PIXEL_SIZE, 0.0, 0.0], (len(cities), 1))
-    tfw[:, 4:] = np.rint(centres[cities] / GRID) * GRID + steps * GRID
-    return {"epsg": codes[cities, None], "tfw": tfw, "city": names[cities, None]}
-
-
-def _light(rng: np.random.Generator, rows: int, spread: float, tilt: float) -> Floats:
-    """Factors near 1 of every band, shape (rows, 10): brightness as a whole, and blue against infrared."""
-    whole, slope = rng.standard_normal((2, rows, 1), dtype=np.float32)
-    factors: Floats = np.exp(spread * whole + tilt * slope * np.linspace(-1, 1, BANDS, dtype=np.float32))
-    return factors
-
-
-def _paint(recipe: Recipe, place: Floats, rng: np.random.Generator) -> Floats:
+def _paint(name: str, rows: int, rng: np.random.Generator) -> Floats:
     """Surface reflectance of 10 bands, VH and VV backscatter: shape (rows, 12, 32, 32)."""
-    rows = len(place)
-    frame = Frame.draw(rng, rows)
-    noise = rng.random(frame.u.shape, dtype=np.float32) - np.float32(0.5)
-    light = 1 + np.float32(recipe.grain * math.sqrt(12)) * noise
-    light += recipe.relief * _smooth_noise(rng, rows, recipe.relief_size)
+    layers, texture, frame = LAYERS[name], TEXTURES[name], Frame.draw(rng, rows)
+    light = 1 + texture.relief * _smooth_noise(rng, rows, texture.relief_size)
+    light += texture.grain * math.sqrt(12) * (rng.random(light.shape, np.float32) - 0.5)
     np.maximum(light, 0.2, out=light)
-    shares = np.empty((rows, len(recipe.layers), *frame.u.shape[1:]), np.float32)
-    for number, (_, pattern) in enumerate(recipe.layers):
+    shares = np.empty((rows, len(layers), SIZE, SIZE), np.float32)
+    for number, (_, pattern) in enumerate(layers):
         cover, tone = pattern(frame)
         shares[:, :number] *= (1 - cover)[:, None]
         shares[:, number] = cover * tone * light
-    materials = [MATERIALS.index(material) for material, _ in recipe.layers]
-    place = place[:, materials] + 0.2 * rng.standard_normal((rows, len(materials)), dtype=np.float32)
-    place = np.clip(place, 0, 1)[:, :, None]
+    materials = [MATERIALS.index(material) for material, _ in layers]
+    place = rng.random((rows, len(MATERIALS), 1), np.float32)[:, materials]
     spectra = SPECTRA[materials, 0] * (1 - place) + SPECTRA[materials, 1] * place
-    mixed: Floats = spectra.swapaxes(1, 2) @ shares.reshape(*shares.shape[:2], -1)
-    return mixed.reshape(rows, -1, *frame.u.shape[1:])
+    mixed: Floats = spectra.swapaxes(1, 2) @ shares.reshape(rows, len(layers), -1)
+    return mixed.reshape(rows, -1, SIZE, SIZE)
 
 
 def _add_neighbours(scenes: Floats, rng: np.random.Generator) -> None:
     """Lets every third scene end in another one, but never in its middle: a label is that of most of the patch."""
     rows = np.flatnonzero(rng.random(len(scenes)) < 1 / 3)
-    angle, distance = rng.uniform(0, 2 * np.pi, len(rows)), rng.uniform(5, 16, len(rows))
-    y, x = np.mgrid[: so2sat.PATCH_SIZE, : so2sat.PATCH_SIZE] - (so2sat.PATCH_SIZE - 1) / 2
-    beyond = x * np.cos(angle)[:, None, None] + y * np.sin(angle)[:, None, None] - distance[:, None, None]
-    share = np.clip(beyond + 0.5, 0, 1).astype(np.float32)[:, None]
-    other = rng.integers(0, len(scenes), len(rows))
-    scenes[rows] += share * (scenes[other] - scenes[rows])
+    angle, distance = rng.uniform(0, 2 * np.pi, (len(rows), 1, 1)), rng.uniform(5, 16, (len(rows), 1, 1))
+    y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    share = np.clip(x * np.cos(angle) + y * np.sin(angle) - distance + 0.5, 0, 1).astype(np.float32)[:, None]
+    scenes[rows] += share * (scenes[rng.integers(0, len(scenes), len(rows))] - scenes[rows])
 
 
-# ┌───────────┐
-# │  Sensors  │
-# └───────────┘
-
-# Bands of 20 m (B5, B6, B7, B8A, B11, B12) are bilinearly resampled to 10 m.
-BANDS_20M = (3, 4, 5, 7, 8, 9)
-
-
-def _sentinel2(surface: Floats, haze: Floats, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def _sentinel2(surface: Floats, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Quantised reflectance, shape (rows, 32, 32, 10), of surface reflectance, shape (rows, 10, 32, 32)."""
-    surface[:, BANDS_20M] = _separable(surface[:, BANDS_20M], _resampling())
-    surface += haze[:, :, None, None]
-    surface *= 10_000
-    surface += np.float32(0.1) * rng.integers(-128, 128, surface.shape, np.int8)  # sensor noise
-    np.rint(surface, out=surface)
-    np.clip(surface, 1, 28_000, out=surface)
-    reflectance: npt.NDArray[np.float64] = np.divide(surface.transpose(0, 2, 3, 1), 10_000, dtype=np.float64, order="C")
+    # Sun, season and calibration: brightness as a whole, and blue against infrared.
+    whole, slope = rng.standard_normal((2, len(surface), 1), dtype=np.float32)
+    light = np.exp(0.18 * whole + 0.06 * slope * np.linspace(-1, 1, BANDS, dtype=np.float32))
+    numbers = surface * (10_000 * light[:, :, None, None])
+    numbers += 10_000 * HAZE[:, None, None]
+    numbers += np.float32(0.1) * rng.integers(-128, 128, numbers.shape, np.int8)  # sensor noise
+    np.rint(numbers, out=numbers)
+    np.clip(numbers, 1, 28_000, out=numbers)
+    reflectance: npt.NDArray[np.float64] = np.divide(numbers.transpose(0, 2, 3, 1), 10_000, dtype=np.float64, order="C")
     return reflectance
 
 
-@functools.cache
-def _resampling() -> Floats:
-    """Weights of 32 pixels of 10 m after the means of pairs, interpolated linearly."""
-    middle = np.arange(so2sat.PATCH_SIZE // 2) * 2 + 0.5
-    distance = np.abs(np.clip(np.arange(so2sat.PATCH_SIZE), middle[0], middle[-1])[:, None] - middle)
-    weights: Floats = np.repeat(np.clip(1 - distance / 2, 0, 1) / 2, 2, axis=1).astype(np.float32)
-    return weights
+def _sentinel1(power: Floats, scatterers: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """VH and VV with speckle, and local means of their powers and product: shape (rows, 32, 32, 8).
+
+    `power` is backscatter in linear units, shape (rows, 2, 32, 32), and `scatterers` how many strong ones to expect.
+    """
+    row = np.repeat(np.arange(len(power)), rng.poisson(scatterers))
+    y, x = rng.integers(0, SIZE, (2, len(row)))
+    # Pareto: most corners and metal roofs are a few times as bright as what is around them, very few 10,000 times.
+    strength = np.minimum(3 * (1 + rng.pareto(1.2, len(row))), 30_000)
+    power[row, :, y, x] *= strength[:, None].astype(np.float32)
+
+    signal = rng.standard_normal((4, len(power), SIZE, SIZE), dtype=np.float32)
+    signal *= np.sqrt(power / 2).swapaxes(0, 1).repeat(2, axis=0)
+    vh_real, vh_imag, vv_real, vv_imag = signal
+    products = [
+        vh_real**2 + vh_imag**2,
+        vv_real**2 + vv_imag**2,
+        vh_real * vv_real + vh_imag * vv_imag,  # real part of VH × conj(VV)
+        vh_imag * vv_real - vh_real * vv_imag,
+    ]
+    bands: Floats = np.concatenate([signal, _separable(np.stack(products), _window())])
+    return np.ascontiguousarray(bands.transpose(1, 2, 3, 0), np.float64)
 
 
 @functools.cache
 def _window() -> Floats:
     """Weights of the local means: 5 pixels along a line, the middle ones more, fewer pixels at the ends."""
-    pixels = np.arange(so2sat.PATCH_SIZE)
-    near = np.clip(3 - np.abs(pixels[:, None] - pixels), 0, 3)
-    weights: Floats = (near / near.sum(axis=1, keepdims=True)).astype(np.float32)
+    pixels = np.arange(SIZE)
+    weights: Floats = np.clip(3 - np.abs(pixels[:, None] - pixels), 0, 3).astype(np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
     return weights
 
 
-def _sentinel1(
-    backscatter: Floats, scatterers: npt.NDArray[np.float64], rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    """Both polarisations with speckle and their local means, shape (rows, 32, 32, 8).
-
-    Args:
-        backscatter: VH and VV in linear power, shape (rows, 2, 32, 32).
-        scatterers: Mean number of strong scatterers, shape (rows,).
-        rng: Source of chance.
-    """
-    row = np.repeat(np.arange(len(backscatter)), rng.poisson(scatterers))
-    y, x = rng.integers(0, so2sat.PATCH_SIZE, (2, len(row)))
-    # Pareto: most corners and metal roofs are a few times as bright as what is around them, very few 10,000 times.
-    strength = np.minimum(3 * (1 + rng.pareto(1.2, len(row))), 30_000)
-    backscatter[row, :, y, x] *= strength[:, None].astype(np.float32)
-
-    signal = rng.standard_normal((len(backscatter), 4, *backscatter.shape[2:]), dtype=np.float32)
-    vh, vv = signal[:, :2], signal[:, 2:]
-    # A little of VV's speckle is in VH too, turned by an angle of the patch: their covariance is small but not 0.
-    angle = rng.uniform(0, 2 * np.pi, (len(backscatter), 1, 1)).astype(np.float32)
-    cos, sin = np.float32(0.2) * np.cos(angle), np.float32(0.2) * np.sin(angle)
-    vh *= np.float32(math.sqrt(1 - 0.2**2))
-    vh[:, 0] += cos * vv[:, 0] - sin * vv[:, 1]
-    vh[:, 1] += sin * vv[:, 0] + cos * vv[:, 1]
-    amplitude = np.sqrt(backscatter * np.float32(0.5))
-    vh *= amplitude[:, :1]
-    vv *= amplitude[:, 1:]
-
-    products = np.empty_like(signal)
-    products[:, 0] = vh[:, 0] ** 2 + vh[:, 1] ** 2
-    products[:, 1] = vv[:, 0] ** 2 + vv[:, 1] ** 2
-    # VH × conj(VV). A hair less, or rounding takes it above what the intensities allow where one scatterer rules.
-    products[:, 2] = (vh[:, 0] * vv[:, 0] + vh[:, 1] * vv[:, 1]) * np.float32(0.9999)
-    products[:, 3] = (vh[:, 1] * vv[:, 0] - vh[:, 0] * vv[:, 1]) * np.float32(0.9999)
-    means = _separable(products, _window())
-    sen1 = np.empty((len(signal), *so2sat.SOURCE_SHAPES["sen1"]))
-    sen1[..., :4] = signal.transpose(0, 2, 3, 1)
-    sen1[..., 4:] = means.transpose(0, 2, 3, 1)
-    return sen1
-
-
-# ┌───────────┐
-# │  Writing  │
-# └───────────┘
+# ┌─────────┐
+# │  Files  │
+# └─────────┘
 
 
 def apportion(rows: int, weights: tuple[int, ...]) -> list[int]:
@@ -754,19 +522,28 @@ def apportion(rows: int, weights: tuple[int, ...]) -> list[int]:
     return counts
 
 
-def generate(split: str, rows: int, seed: int) -> Iterator[dict[str, npt.NDArray[np.float64]]]:
-    """Generates a split in blocks of at most ROWS_PER_BLOCK rows, as `generate_block` returns them."""
-    cities = Cities.draw(_generator(seed, 0))
-    number = 1 + list(so2sat.SOURCE_FILES).index(split)
-    counts = apportion(rows, facts.PATCHES_PER_CLASS[split])
-    labels = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
-    _generator(seed, number).shuffle(labels)
-    for block, start in enumerate(range(0, rows, ROWS_PER_BLOCK)):
-        yield generate_block(labels[start : start + ROWS_PER_BLOCK], split, cities, _generator(seed, number, block))
+def generate_places(split: str, rows: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.generic]]:
+    """Invents where patches are: around the centre of a city of their split, in validation west of it, in test east.
 
+    Args:
+        split: Split that the patches are of.
+        rows: How many patches.
+        rng: Source of chance.
 
-def _generator(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    Returns:
+        The arrays of a file with places: `epsg` (rows, 1), int32, `tfw` (rows, 6), float64, and `city` (rows, 1), text.
+    """
+    is_train = split == "train"
+    cities = {name: city for name, city in facts.CITIES.items() if (name not in facts.TEST_CITIES) == is_train}
+    centres = np.array([pyproj.Proj(city.epsg)(city.longitude, city.latitude) for city in cities.values()])
+    city = rng.integers(0, len(cities), rows)
+    steps = np.rint(rng.normal(0, CITY_SPREAD / GRID, (rows, 2)))
+    if not is_train:
+        steps[:, 0] = np.abs(steps[:, 0]) * (-1 if split == "validation" else 1)
+    tfw = np.tile([so2sat.PIXEL_SIZE, 0.0, 0.0, -so2sat.PIXEL_SIZE, 0.0, 0.0], (rows, 1))
+    tfw[:, 4:] = np.rint(centres[city] / GRID) * GRID + steps * GRID
+    codes = np.array([city.epsg for city in cities.values()], np.int32)
+    return {"epsg": codes[city, None], "tfw": tfw, "city": np.array([*cities], "S16")[city, None]}
 
 
 def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[Path]:
@@ -775,8 +552,9 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
     Every file says in its root attribute `synthetic` what it is.
 
     Args:
-        folder: Where to; made if it isn't there. Synthetic files in it are replaced.
-        rows: Rows by split, at least 17 each; 0 or no entry leaves out an optional split.
+        folder: Where to; made if it isn't there. Synthetic files in it are replaced; those of splits that are left out
+            are deleted, for they would not fit the others.
+        rows: Rows by split, at least 17 each; 0 or no entry leaves the split out.
         seed: The same seed and rows give the same bytes, with the same versions of NumPy and HDF5 on a like processor.
 
     Returns:
@@ -787,40 +565,27 @@ def write_sample(folder: Path, rows: Mapping[str, int], seed: int = 0) -> list[P
         OSError: The folder can't be written to.
     """
     rows = {split: rows.get(split, 0) for split in so2sat.SOURCE_FILES}
-    _check_rows(rows)
-    if seed < 0:
-        raise command.CommandError(f"seed is {seed}, expected 0 or more")
+    _check_request(rows, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {split: folder / name for split, name in so2sat.SOURCE_FILES.items()}
-    for path in paths.values():
-        _check_replaceable(path)
-        _check_replaceable(path.with_name(places.geo_file(path.name)))
+    names = [name for patches in so2sat.SOURCE_FILES.values() for name in (patches, places.geo_file(patches))]
+    for name in names:
+        _check_replaceable(folder / name)
     _check_space(folder, sum(size_in_bytes(count) for count in rows.values() if count))
 
-    # One name for all runs, so that the next one replaces what a killed one left.
-    names = [name for split, path in paths.items() if rows[split] for name in (path.name, places.geo_file(path.name))]
-    written = {folder / name: folder / f".{name}.incomplete" for name in names}
-    try:
-        with (
-            _interrupts_held_back() as check_interrupt,
-            tqdm.tqdm(total=sum(rows.values()), unit="rows", disable=None) as progress,
-        ):
-            for split, path in paths.items():
-                if path in written:
-                    geo = written[path.with_name(places.geo_file(path.name))]
-                    for count in _write_files(written[path], geo, split, rows[split], seed):
-                        progress.update(count)
-                        check_interrupt()
-            for path, temporary in written.items():
-                temporary.replace(path)
-            for path in paths.values():
-                if path not in written:  # of an earlier sample with this split: it would not fit the others
-                    path.unlink(missing_ok=True)
-                    path.with_name(places.geo_file(path.name)).unlink(missing_ok=True)
-    finally:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)
-    return list(written)
+    with (
+        tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder) as incomplete,
+        tqdm.tqdm(total=sum(rows.values()), unit="rows", disable=None) as progress,
+    ):
+        for split, count in rows.items():
+            if count:
+                _write_split(Path(incomplete), split, count, seed, progress)
+        written = [folder / name for name in names if Path(incomplete, name).exists()]
+        for path in written:
+            Path(incomplete, path.name).replace(path)
+    for name in names:
+        if folder / name not in written:
+            (folder / name).unlink(missing_ok=True)
+    return written
 
 
 def size_in_bytes(rows: int) -> int:
@@ -829,13 +594,16 @@ def size_in_bytes(rows: int) -> int:
     return 2 * HEADER_BYTES + rows * (geo + 8 * sum(math.prod(shape) for shape in so2sat.SOURCE_SHAPES.values()))
 
 
-def _check_rows(rows: Mapping[str, int]) -> None:
+def _check_request(rows: Mapping[str, int], seed: int) -> None:
     for split, count in rows.items():
-        if count < len(so2sat.LABELS) and not (count == 0 and split == OPTIONAL_SPLIT):
-            leave_out = " (or 0 to leave it out)" if split == OPTIONAL_SPLIT else ""
+        if count and count < len(so2sat.LABELS):
             raise command.CommandError(
-                f"{count} rows for {split}, expected at least {len(so2sat.LABELS)}{leave_out}: no class may be empty"
+                f"{count} rows for {split}, expected at least {len(so2sat.LABELS)}, one of each class, or 0 for no file"
             )
+    if not any(rows.values()):
+        raise command.CommandError(f"0 rows for every split, expected rows for at least one of {', '.join(rows)}")
+    if seed < 0:
+        raise command.CommandError(f"seed is {seed}, expected 0 or more")
 
 
 def _check_replaceable(path: Path) -> None:
@@ -854,50 +622,36 @@ def _check_space(folder: Path, needed: int) -> None:
         raise command.CommandError(f"{folder}: {needed:,} bytes are needed and {free:,} are free; ask for fewer rows")
 
 
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[Callable[[], None]]:
-    """Holds Ctrl-C back until the function it yields is called.
-
-    While h5py writes, it mostly strikes in the callback of a weak reference, where Python drops exceptions.
-    """
-    interrupts: list[int] = []
-
-    def check() -> None:
-        if interrupts:
-            raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGINT)
-    holds = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
-    if holds:
-        signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-    try:
-        yield check
-    finally:
-        if holds:
-            signal.signal(signal.SIGINT, before)
-
-
-def _write_files(path: Path, geo: Path, split: str, rows: int, seed: int) -> Iterator[int]:
-    """Writes a file block by block, yields the number of rows after each, and writes the file with the places."""
+def _write_split(folder: Path, split: str, rows: int, seed: int, progress: tqdm.tqdm) -> None:
+    """Writes the patches of a split and their places, and counts the rows as they come."""
+    rng = np.random.default_rng([seed, *split.encode()])
+    path = folder / so2sat.SOURCE_FILES[split]
     synthetic = f"generated by scripts/sample.py (seed {seed}); not measured data"
-    cities = []
+    counts = apportion(rows, facts.PATCHES_PER_CLASS[split])
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    ends = _lay_out(path, rows, synthetic)
+    # Not by h5py: Ctrl-C often meets it in a callback, where Python drops exceptions.
+    with path.open("r+b") as file:
+        for start, stop in so2sat.blocks(0, rows, ROWS_PER_BLOCK):
+            block = generate_block(labels[start:stop], rng)
+            for name, values in block.items():
+                file.seek(ends[name])
+                ends[name] += file.write(values.data)
+            progress.update(stop - start)
+    with h5py.File(folder / places.geo_file(path.name), "w") as h5:
+        h5.update(generate_places(split, rows, rng))
+        h5.attrs["synthetic"] = synthetic
+
+
+def _lay_out(path: Path, rows: int, synthetic: str) -> dict[str, int]:
+    """Makes a source file without its values and returns at which byte those of every dataset begin."""
     with h5py.File(path, "w") as h5:
-        arrays = {name: h5.create_dataset(name, (rows, *shape), "<f8") for name, shape in so2sat.SOURCE_SHAPES.items()}
-        start = 0
-        for block in generate(split, rows, seed):
-            stop = start + len(block["label"])
-            for name, array in arrays.items():
-                array[start:stop] = block[name]
-            cities.append(block["city"])
-            yield stop - start
-            start = stop
+        for name, shape in so2sat.SOURCE_SHAPES.items():
+            array = h5.create_dataset(name, (rows, *shape), "<f8")
+            array[(0,) * array.ndim] = 0  # with the first value HDF5 takes the space for all
         # Last, so that the data begin at the same byte as in the official files.
         h5.attrs["synthetic"] = synthetic
-    number = 1 + list(so2sat.SOURCE_FILES).index(split)
-    with h5py.File(geo, "w") as h5:
-        for name, values in generate_places(np.concatenate(cities), split, _generator(seed, 10 + number)).items():
-            h5[name] = values
-        h5.attrs["synthetic"] = synthetic
+        return {name: h5[name].id.get_offset() for name in so2sat.SOURCE_SHAPES}
 
 
 # ┌────────────────┐
@@ -918,7 +672,7 @@ _EXAMPLES = """\
   python scripts/sample.py data/edition1 --test 0
       without testing.h5, as in edition 1
   python scripts/sample.py data/other --seed 1
-      other patches of other cities"""
+      other patches"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -928,8 +682,7 @@ def main(argv: list[str] | None = None) -> int:
         "folder", metavar="DIR", type=Path, help="folder for training.h5, validation.h5, testing.h5, and …_geo.h5"
     )
     for split, rows in DEFAULT_ROWS.items():
-        leave_out = ", or 0 for no file" if split == OPTIONAL_SPLIT else ""
-        text = f"rows of the {split} split, at least {len(so2sat.LABELS)}{leave_out} (default: %(default)s)"
+        text = f"rows of the {split} split, at least {len(so2sat.LABELS)}, or 0 for no file (default: %(default)s)"
         parser.add_argument(f"--{split}", metavar="ROWS", type=int, default=rows, help=text)
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     return command.run(_run, parser, argv)

@@ -42,8 +42,9 @@ def test_every_band_has_a_published_mean_and_deviation() -> None:
         assert {column: len(values) for column, values in published.items()} == bands
 
 
-def test_there_are_52_cities() -> None:
+def test_there_are_52_cities_of_which_ten_are_of_validation_and_test() -> None:
     assert len(facts.CITIES) == 52
+    assert len({*facts.TEST_CITIES} & {*facts.CITIES}) == len(facts.TEST_CITIES) == 10
 
 
 def test_dataset_infos_json_is_what_its_generator_writes() -> None:

@@ -211,7 +211,6 @@ CITIES: Mapping[str, City] = {
     "washingtondc": City(32618, -77.04, 38.90),
     "wuhan": City(32650, 114.27, 30.58),
     "zurich": City(32632, 8.55, 47.37),
-    # The ten cities of validation and test.
     "guangzhou": City(32649, 113.25, 23.12),
     "jakarta": City(32748, 106.85, -6.21),
     "moscow": City(32637, 37.62, 55.75),
@@ -223,3 +222,10 @@ CITIES: Mapping[str, City] = {
     "sydney": City(32756, 151.21, -33.87),
     "tehran": City(32639, 51.42, 35.69),
 }
+
+# The cities of the validation and the test split; the others are those of the training split.
+# fmt: off
+TEST_CITIES = (
+    "guangzhou", "jakarta", "moscow", "mumbai", "munich", "nairobi", "sanfrancisco", "santiago", "sydney", "tehran",
+)
+# fmt: on
