@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 
 import so2sat
-from publishing import command, facts, layout, manifest
+from publishing import command, facts, figures, layout, manifest
 
 EXAMPLES = """\
   python scripts/demo.py build/demo/so2sat build/demo/preview.png
@@ -58,7 +58,10 @@ def _run(options: argparse.Namespace) -> None:
     count = sum(1 for _ in datasets.load_dataset(repository.name, config, split=split, streaming=True))
     print(f"{count:,} examples")
 
-    if _draw(loaded, split, built.synthetic, picture):
+    patches = _first_of_every_class(loaded, split)
+    if patches["natural"] or patches["vv"]:
+        origin = "Synthetic data, not measured" if built.synthetic else f"Split {split} of {repository.name}"
+        picture.write_bytes(figures.class_pairs(**patches, note=origin))
         print(f"\n{picture}: one patch a class")
     if built.synthetic:
         print(f"\nSYNTHETIC: {built.synthetic}")
@@ -96,39 +99,22 @@ def _histogram(splits: datasets.DatasetDict) -> str:
     return "\n".join(lines)
 
 
-def _draw(loaded: dict[str, datasets.DatasetDict], split: str, synthetic: str, picture: Path) -> bool:
-    """Draws one patch a class, natural colours and Sentinel-1 side by side, as far as the repository has them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    files = layout.CONFIGS[next(iter(loaded))].files  # of configs that hold the same patches
-    same = [config for config, parts in loaded.items() if layout.CONFIGS[config].files == files and split in parts]
-    kinds = {layout.CONFIGS[config].kind: loaded[config] for config in same}
-    if not {"rgb", "all"} & {*kinds}:
-        return False
-    labels = next(iter(kinds.values()))[split]["label"][:]
-    figure, axes = pyplot.subplots(6, 6, figsize=(10, 11.4), dpi=110, layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS)):
-        if index not in labels:
+def _first_of_every_class(loaded: dict[str, datasets.DatasetDict], split: str) -> dict[str, dict[int, Any]]:
+    """The first patch of every class in natural colours and in VV intensity, from configs of the same rows."""
+    files = layout.CONFIGS[next(iter(loaded))].files
+    natural, vv = {}, {}
+    for config, splits in loaded.items():
+        if layout.CONFIGS[config].files != files or split not in splits:
             continue
-        left, right = axes.reshape(18, 2)[index]
-        left.set_title(f"{code}  {name}", fontsize=10, loc="left")
-        row = labels.index(index)
-        if "rgb" in kinds:
-            left.imshow(kinds["rgb"][split][row]["image"], interpolation="nearest")
-        if "all" in kinds:
-            intensity = np.asarray(kinds["all"][split][row]["sentinel1"])[..., VV_INTENSITY]
-            decibels = 10 * np.log10(np.maximum(intensity, 1e-6))
-            right.imshow(decibels, cmap="gray", vmin=-25, vmax=5, interpolation="nearest")
-    origin = "SYNTHETIC stand-in, not measured data" if synthetic else f"{split} split"
-    figure.suptitle(f"So2Sat LCZ42, one patch a class: natural colours | Sentinel-1 VV, -25 to 5 dB ({origin})")
-    figure.savefig(picture)
-    pyplot.close(figure)
-    return True
+        rows = splits[split].with_format("numpy")
+        labels, first = np.unique(rows["label"][:], return_index=True)
+        for label, row in zip(labels.tolist(), first.tolist()):
+            if layout.CONFIGS[config].kind == "rgb":
+                natural[label] = rows[row]["image"]
+            elif layout.CONFIGS[config].kind == "all":
+                vv[label] = rows[row]["sentinel1"][..., VV_INTENSITY]
+                natural.setdefault(label, so2sat.to_rgb(rows[row]["sentinel2"]))
+    return {"natural": natural, "vv": vv}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -12,7 +14,6 @@ import numpy.typing as npt
 import PIL.Image
 import pyarrow as pa
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import so2sat
@@ -20,15 +21,11 @@ from publishing import facts, figures
 from publishing.band_statistics import ConfigStatistics
 from publishing.figures import Patch
 
-LONG_NOTE = "synthetic sample, not measured data: cost $1 or $2 " * 8
+NOTE = r"synthetic sample, not measured data: $\frac$ is no formula " * 8
 
 
 def random_patches(rows: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (rows, 32, 32, 3), np.uint8)
-
-
-def patches_of_all(count: int) -> dict[int, list[Patch]]:
-    return {index: [*random_patches(count, seed=index)] for index in range(17)}
 
 
 def measured_bands() -> Any:
@@ -44,11 +41,11 @@ def measured_bands() -> Any:
     return json.loads(json.dumps(statistics.summary()["bands"], allow_nan=False))
 
 
-def odd_bands() -> Any:
+def bands_up_to(extreme: float) -> Any:
     """Every way in which a value may be missing, and values out of the ordinary."""
     bands: Any = figures.published_bands()
     bands["sentinel1"][0].update(mean=None, std=None)
-    bands["sentinel1"][1].update(std=float("nan"), min=float("-inf"), max=1e30, percentiles=None)
+    bands["sentinel1"][1].update(std=float("nan"), min=float("-inf"), max=extreme, percentiles=None)
     bands["sentinel1"][2].update(percentiles={"50": 0.1, "99": None})
     bands["sentinel2"][0].update(mean=float("nan"), std=0.1, percentiles={})
     bands["sentinel2"][1].update(std=None)
@@ -60,154 +57,189 @@ def no_bands() -> Any:
     return {column: [{"mean": None, "std": None}] * len(bands) for column, bands in figures.published_bands().items()}
 
 
-CLASSES, HISTOGRAM, BANDS = range(3)
-DRAW_PNG = (figures.class_grid, figures.class_histogram, figures.band_statistics)
-DRAW_FIGURE = (figures.class_grid_figure, figures.class_histogram_figure, figures.band_statistics_figure)
+PATCHES = {index: [*random_patches(4, seed=index)] for index in range(17)}
+VV = {index: np.full((32, 32), 0.1, np.float32) for index in range(17)}
 
-PICTURES: dict[str, tuple[int, Any]] = {
-    "classes": (CLASSES, patches_of_all(4)),
-    "some classes": (CLASSES, {3: random_patches(9), 5: [], 16: random_patches(1)}),
-    "no classes": (CLASSES, {}),
-    "three splits": (HISTOGRAM, facts.PATCHES_PER_CLASS),
-    "two splits": (HISTOGRAM, {"train": (17_000_000, *[0] * 16), "validation": [0] * 17}),
-    "one split": (HISTOGRAM, {"train": (3, 0, 1, *[0] * 13, 2)}),
-    "published bands": (BANDS, figures.published_bands()),
-    "measured bands": (BANDS, measured_bands()),
-    "odd bands": (BANDS, odd_bands()),
-    "no bands": (BANDS, no_bands()),
+PICTURES: dict[str, tuple[Any, ...]] = {
+    "patches": (figures.class_grid, PATCHES),
+    "patches of two classes": (figures.class_grid, {3: random_patches(9), 5: [], 16: random_patches(1)}),
+    "no patches": (figures.class_grid, {}),
+    "pairs": (figures.class_pairs, {index: patches[0] for index, patches in PATCHES.items()}, VV),
+    "pairs of some": (figures.class_pairs, {2: PATCHES[2][0], 3: PATCHES[3][0]}, {3: VV[3], 4: VV[4]}),
+    "three splits": (figures.class_histogram, facts.PATCHES_PER_CLASS),
+    "two splits": (figures.class_histogram, {"train": (17_000_000, *[0] * 16), "validation": [0] * 17}),
+    "one split": (figures.class_histogram, {"train": (3, 0, 1, *[0] * 13, 2)}),
+    "no split": (figures.class_histogram, {}),
+    "published bands": (figures.band_statistics, figures.published_bands()),
+    "measured bands": (figures.band_statistics, measured_bands()),
+    "wide bands": (figures.band_statistics, bands_up_to(9e5)),
+    "widest bands": (figures.band_statistics, bands_up_to(1e30)),
+    "no bands": (figures.band_statistics, no_bands()),
 }
+ONE_OF_EACH = ["patches", "pairs", "three splits", "measured bands"]
+OF_CLASSES = [name for name in PICTURES if "band" not in name]
 
 
-def png_of(name: str, note: str) -> bytes:
-    kind, argument = PICTURES[name]
-    draw: Callable[[Any, str], bytes] = DRAW_PNG[kind]
-    return draw(argument, note)
+def png_of(name: str, note: str = NOTE) -> bytes:
+    draw, *arguments = PICTURES[name]
+    png: bytes = draw(*arguments, note)
+    return png
 
 
-def figure_of(name: str, note: str = "") -> Figure:
-    kind, argument = PICTURES[name]
-    draw: Callable[[Any, str], Figure] = DRAW_FIGURE[kind]
-    return draw(argument, note)
+@dataclasses.dataclass
+class Drawn:
+    """A picture, and the texts in it with the boxes around them."""
+
+    png: bytes
+    texts: list[str]
+    boxes: list[Any]
+
+    @functools.cached_property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        return np.asarray(PIL.Image.open(io.BytesIO(self.png)))
 
 
-@pytest.fixture
-def drawn_texts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Figure], list[Text]]:
-    """A function that draws a figure and returns the texts that are in the picture."""
-    texts: list[Text] = []
+@functools.cache
+def drawn(name: str) -> Drawn:
+    texts: list[tuple[str, Any]] = []
     draw = Text.draw
 
-    def draw_and_note(self: Text, *args: Any, **options: Any) -> None:
+    def draw_and_note(self: Text, renderer: Any) -> None:
         if self.get_visible() and self.get_text().strip():
-            texts.append(self)
-        draw(self, *args, **options)
+            texts.append((self.get_text(), self.get_window_extent(renderer)))
+        draw(self, renderer)
 
-    monkeypatch.setattr(Text, "draw", draw_and_note)
-
-    def drawn(figure: Figure) -> list[Text]:
-        texts.clear()
-        figure.canvas.draw()
-        return [*texts]
-
-    return drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", draw_and_note)
+        return Drawn(png_of(name), [text for text, _ in texts], [box for _, box in texts])
 
 
-def decoded(png: bytes) -> npt.NDArray[np.uint8]:
-    with PIL.Image.open(io.BytesIO(png)) as image:
-        assert (image.format, image.mode, image.info) == ("PNG", "RGB", {})  # no metadata
-        image.load()
-        return np.asarray(image)
+def enlarged(patch: Patch, scale: int) -> Patch:
+    return patch.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def labels_of(texts: list[Text]) -> list[str]:
-    return [text.get_text() for text in texts]
+def places_of(block: Patch, picture: Patch) -> list[tuple[int, int]]:
+    """Rows and columns where a block of pixels is in a picture."""
+    height, width, _ = block.shape
+    corners = np.argwhere((picture == block[0, 0]).all(axis=-1)).tolist()
+    return [(y, x) for y, x in corners if np.array_equal(picture[y : y + height, x : x + width], block)]
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_texts_are_within_the_picture_and_apart(name: str, drawn_texts: Callable[[Figure], list[Text]]) -> None:
-    figure = figure_of(name, LONG_NOTE)
-    texts = drawn_texts(figure)
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
-    for text, box in boxes:
-        assert box.x0 >= 8, text
-        assert box.y0 >= 8, text
-        assert box.x1 <= figure.bbox.width - 8, text
-        assert box.y1 <= figure.bbox.height - 8, text
-    overlapping = [(a, b) for (a, box), (b, other) in itertools.combinations(boxes, 2) if box.overlaps(other)]
-    assert not overlapping
-    assert " ".join(LONG_NOTE.split()) in " ".join(" ".join(labels_of(texts)).split())
+def test_pictures_are_png_without_metadata(name: str) -> None:
+    with PIL.Image.open(io.BytesIO(drawn(name).png)) as image:
+        assert (image.format, image.mode, image.info) == ("PNG", "RGB", {})
+        assert image.width == figures.WIDTH
+        assert 600 < image.height < 1800
 
 
-@pytest.mark.parametrize(
-    "name", ["classes", "some classes", "three splits", "one split", "measured bands", "odd bands"]
-)
-def test_pictures_are_png_of_the_same_bytes(name: str) -> None:
-    png = png_of(name, "A note")
-    pixels = decoded(png)
-    assert pixels.shape[1] == figures.WIDTH
-    assert 600 < pixels.shape[0] < 1500
-    assert (pixels[[0, -1]] == 255).all()
-    assert (pixels[:, [0, -1]] == 255).all()
-    with matplotlib.rc_context({"font.size": 20, "figure.facecolor": "black", "lines.linewidth": 9}):
-        assert png_of(name, "A note") == png
+@pytest.mark.parametrize("name", PICTURES)
+def test_texts_are_within_the_picture_and_apart(name: str) -> None:
+    picture = drawn(name)
+    height, width, _ = picture.pixels.shape
+    for text, box in zip(picture.texts, picture.boxes):
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 8, text
+    boxes = zip(picture.texts, picture.boxes)
+    assert not [(a, b) for (a, box), (b, other) in itertools.combinations(boxes, 2) if box.overlaps(other)]
 
 
-@pytest.mark.parametrize("name", ["classes", "some classes", "three splits", "two splits", "one split"])
-def test_every_class_is_named(name: str, drawn_texts: Callable[[Figure], list[Text]]) -> None:
-    written = labels_of(drawn_texts(figure_of(name)))
-    for label in so2sat.LABELS:
-        assert written.count(label) == 1
-    assert [text for text in written if text in facts.LCZ_CODES][:17] == [*facts.LCZ_CODES]
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_note_is_written_as_it_is(name: str) -> None:
+    assert " ".join(NOTE.split()) in " ".join(drawn(name).texts)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_the_same_input_gives_the_same_bytes_whatever_the_settings(name: str) -> None:
+    settings = {"font.size": 20, "figure.facecolor": "black", "lines.linewidth": 9, "text.parse_math": True}
+    with matplotlib.rc_context(settings):
+        assert png_of(name) == drawn(name).png
+        assert matplotlib.rcParams["font.size"] == 20
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_every_class_is_named_on_its_colour(name: str) -> None:
+    picture = drawn(name)
+    for label, code, colour in zip(so2sat.LABELS, facts.LCZ_CODES, facts.LCZ_COLOURS):
+        assert picture.texts.count(label) == 1
+        box = picture.boxes[picture.texts.index(code)]
+        x, y = round(box.x0) - 3, len(picture.pixels) - round((box.y0 + box.y1) / 2)
+        assert tuple(picture.pixels[y, x]) == tuple(bytes.fromhex(colour[1:]))
 
 
 def test_colours_are_those_of_17_classes() -> None:
     colours = [tuple(bytes.fromhex(colour[1:])) for colour in facts.LCZ_COLOURS]
     assert len(colours) == len(set(colours)) == len(so2sat.LABELS)
     assert min(np.abs(np.subtract(a, b)).sum() for a, b in itertools.combinations(colours, 2)) > 40
-    pixels = decoded(png_of("three splits", "")).reshape(-1, 3)
-    for colour in colours:
-        assert (pixels == colour).all(axis=1).sum() > 1000
 
 
-def test_class_grid_enlarges_pixels_and_changes_none() -> None:
-    patches = {index: [*of_class] for index, of_class in patches_of_all(4).items()}
-    patches[12][3][0, 0] = 1, 2, 3
-    for patch in itertools.chain(*patches.values()):
-        patch[..., 0] |= 4  # no other pixel is like that one
-    patches[12][3][0, 0] = 1, 2, 3
-    picture = decoded(figures.class_grid(patches, ""))
-    found = np.argwhere((picture == (1, 2, 3)).all(axis=-1))
-    (top, left), (bottom, right) = found.min(axis=0), found.max(axis=0)
-    scale = bottom - top + 1
-    assert scale == right - left + 1 == 4
-    region = picture[top : top + 32 * scale, left : left + 32 * scale]
-    assert (region == patches[12][3].repeat(scale, axis=0).repeat(scale, axis=1)).all()
+def test_patches_are_enlarged_and_else_unchanged() -> None:
+    for index in (0, 10, 16):
+        places = [places_of(enlarged(patch, 4), drawn("patches").pixels) for patch in PATCHES[index]]
+        ((y, x),) = places[0]
+        assert places == [[(y, x + 132 * number)] for number in range(4)]
 
 
-def test_classes_without_patches_are_marked(drawn_texts: Callable[[Figure], list[Text]]) -> None:
-    assert labels_of(drawn_texts(figure_of("classes"))).count("none") == 0
-    assert labels_of(drawn_texts(figure_of("some classes"))).count("none") == 15
+def test_no_more_patches_are_drawn_than_fit() -> None:
+    picture = drawn("patches of two classes").pixels
+    found = [len(places_of(enlarged(patch, 4), picture)) for patch in random_patches(9)]
+    assert found == [2, 1, 1, 1, 0, 0, 0, 0, 0]  # the first is that of another class too
 
 
-def test_histogram_writes_all_counts(drawn_texts: Callable[[Figure], list[Text]]) -> None:
-    written = labels_of(drawn_texts(figure_of("three splits")))
-    for split, counts in facts.PATCHES_PER_CLASS.items():
-        assert {split, f"{sum(counts):,} patches", *(f"{count:,}" for count in counts)} <= {*written}
+def test_pairs_are_natural_colours_and_decibels() -> None:
+    decibels = np.full((32, 32), -25.0)
+    decibels[0], decibels[1], decibels[2], decibels[3] = 5, 40, -10, -60
+    intensity = (10 ** (decibels / 10)).astype(np.float32)
+    intensity[4], intensity[5] = 0, np.nan
+    png = figures.class_pairs({3: PATCHES[3][0]}, {3: intensity}, "")
+    picture = np.asarray(PIL.Image.open(io.BytesIO(png)))
+    ((y, x),) = places_of(enlarged(PATCHES[3][0], 6), picture)
+    radar = picture[y : y + 6 * 32 : 6, x + 6 * 32 + 4 :][:, : 6 * 32 : 6].astype(int)
+    expected = np.zeros((32, 1, 1))
+    expected[:3, 0, 0] = 255, 255, 127
+    assert np.abs(radar - expected).max() <= 1
 
 
-@pytest.mark.parametrize(("name", "expected"), [("published bands", 0), ("measured bands", 2), ("no bands", 18)])
-def test_bands_without_values_are_marked(name: str, expected: int, drawn_texts: Callable[[Figure], list[Text]]) -> None:
-    written = labels_of(drawn_texts(figure_of(name)))
-    assert written.count("none") == expected
-    assert {band.name for band in so2sat.SENTINEL1_BANDS} <= {*written}
-    assert {f"{band.name}\n{band.wavelength:.0f}" for band in so2sat.SENTINEL2_BANDS} <= {*written}
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("patches", 0), ("patches of two classes", 15), ("no patches", 17), ("pairs", 0), ("pairs of some", 14)],
+)
+def test_classes_without_patches_are_marked(name: str, expected: int) -> None:
+    assert drawn(name).texts.count("none") == expected
 
 
-def test_bands_have_a_legend_of_what_is_drawn(drawn_texts: Callable[[Figure], list[Text]]) -> None:
-    published = labels_of(drawn_texts(figure_of("published bands")))
-    assert "mean" in published
-    assert not {"median", "1 to 99", "extremes"} & {*published}
-    measured = labels_of(drawn_texts(figure_of("measured bands")))
-    assert {"mean", "median", "1 to 99", "extremes"} <= {*measured}
+@pytest.mark.parametrize("name", ["three splits", "two splits", "one split"])
+def test_histogram_writes_all_counts(name: str) -> None:
+    for split, counts in PICTURES[name][1].items():
+        assert {split, f"{sum(counts):,} patches", *(f"{count:,}" for count in counts)} <= {*drawn(name).texts}
+
+
+def test_bars_are_as_long_as_the_share_of_a_class() -> None:
+    counts, lengths = [], []
+    picture = drawn("three splits")
+    for split, of_split in facts.PATCHES_PER_CLASS.items():
+        left = round(picture.boxes[picture.texts.index(split)].x0)
+        for count, colour in zip(of_split, facts.LCZ_COLOURS):
+            of_class = (picture.pixels[:, left : left + 400] == tuple(bytes.fromhex(colour[1:]))).all(axis=-1)
+            lengths.append(of_class.sum(axis=1).max())
+            counts.append(count / sum(of_split))
+    assert np.ptp(np.array(lengths) - np.array(counts) * max(lengths) / max(counts)) < 6
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("published bands", 0), ("measured bands", 2), ("wide bands", 2), ("no bands", 18)]
+)
+def test_bands_without_values_are_marked(name: str, expected: int) -> None:
+    texts = drawn(name).texts
+    assert texts.count("none") == expected
+    assert {band.name for band in (*so2sat.SENTINEL1_BANDS, *so2sat.SENTINEL2_BANDS)} <= {*texts}
+    assert {f"{band.wavelength:.0f}" for band in so2sat.SENTINEL2_BANDS if band.wavelength} <= {*texts}
+
+
+def test_bands_have_a_legend_of_what_is_drawn() -> None:
+    measured = {"mean ± standard deviation", "percentiles 0.1 to 99.9", "1 to 99", "median", "mean", "extremes"}
+    assert measured & {*drawn("published bands").texts} == {"mean ± standard deviation", "mean"}
+    assert measured <= {*drawn("measured bands").texts}
+    assert not measured & {*drawn("no bands").texts}
 
 
 @pytest.mark.parametrize("image_format", [*so2sat.IMAGE_FORMATS, "pixels"])
