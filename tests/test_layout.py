@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def _of_other_shapes(path: Path) -> None:
     np.savez(path, **dict[str, Any](other))
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], Any]] = {
     "removed": Path.unlink,
     "emptied": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
@@ -215,7 +216,8 @@ def test_what_is_not_the_statistics_of_a_shard_is_removed(
 ) -> None:
     _, record, path = shard
     other = path.with_name("other.npz")
-    {"file": other.touch, "folder": other.mkdir, "pipe": lambda: os.mkfifo(other)}[stray]()
+    makers: dict[str, Callable[[Path], Any]] = {"file": Path.touch, "folder": Path.mkdir, "pipe": os.mkfifo}
+    makers[stray](other)
     layout.keep_statistics(tmp_path, [record])
     assert [*path.parent.iterdir()] == [path]
 

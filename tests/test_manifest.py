@@ -175,6 +175,11 @@ def _as_link(path: Path, target: str) -> None:
     path.symlink_to(target)
 
 
+def _as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def _as_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -185,7 +190,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "a device": lambda path: _as_link(path, "/dev/zero"),
     "a link": lambda path: _as_link(path, str(shutil.copy(path, path.with_name("elsewhere")))),
     "a link to nothing": lambda path: _as_link(path, "nothing"),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": _as_folder,
     "larger than any": lambda path: path.write_bytes(path.read_bytes() + b" " * manifest.MAX_BYTES),
 }
 

@@ -70,11 +70,7 @@ def repository_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
         return
     for shard in built.plan():
         if shard.name in built.shards and shard.name not in unsound:
-            try:
-                with pq.ParquetFile(folder / shard.name) as file:
-                    yield from (Finding(shard.name, problem) for problem in _footer_problems(shard, file))
-            except Exception as error:  # damaged bytes lead Arrow to errors of any type
-                yield Finding(shard.name, f"can't be read ({_one_line(error)}), expected a Parquet file")
+            yield from footer_findings(folder, shard)
 
 
 def file_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
@@ -224,13 +220,13 @@ def _by_config(members: Any) -> dict[str, dict[str, Any]]:
 
 
 def _glob_findings(built: Manifest, names: Sequence[str], config: str, data_files: Any) -> Iterator[Finding]:
-    """Whether every split's pattern matches the split's shards and nothing else. Missing shards are told elsewhere."""
+    """Whether every split's pattern matches the split's shards and nothing else."""
     for member in data_files if isinstance(data_files, list) else [data_files]:
         pattern, split = (str(member.get(key)) if isinstance(member, dict) else "" for key in ("path", "split"))
         expected = {shard.name for shard in built.plan() if (shard.config, shard.split) == (config, split)}
-        # Matched against names, no disk is walked; what leads elsewhere matches none.
-        matched = {*fnmatch.filter(names, pattern)}
-        if not matched or matched != expected.intersection(names):
+        # Matched against names: no disk is walked, and what leads elsewhere matches none.
+        matched = {*fnmatch.filter({*names, *expected}, pattern)}
+        if not matched or matched != expected:
             yield Finding(
                 card.NAME,
                 f"config {reprlib.repr(config)}, split {reprlib.repr(split)}: {reprlib.repr(pattern)} matches"
@@ -411,7 +407,7 @@ def check_shard(task: Task) -> Result:
         return result
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            problems = [*_footer_problems(shard, file)]
+            problems = [*_footer_problems(shard, file)] or [*_column_problems(shard, file)]
             if not problems:
                 problems = [*_row_problems(shard, file, result)]
                 if shard.source and task.rows != []:
@@ -420,6 +416,15 @@ def check_shard(task: Task) -> Result:
         problems = [f"can't be read ({_one_line(error)}), expected a Parquet file"]
     result.findings = [Finding(shard.name, problem) for problem in problems]
     return result
+
+
+def footer_findings(folder: Path, shard: Shard) -> Iterator[Finding]:
+    """Checks the footer of a shard's file."""
+    try:
+        with pq.ParquetFile(folder / shard.name) as file:
+            yield from (Finding(shard.name, problem) for problem in _footer_problems(shard, file))
+    except Exception as error:  # damaged bytes lead Arrow to errors of any type
+        yield Finding(shard.name, f"can't be read ({_one_line(error)}), expected a Parquet file")
 
 
 def _footer_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
@@ -445,17 +450,21 @@ def _footer_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
         yield f"row groups of {rows} rows, expected {reprlib.repr(sizes)}"
         return
     for index, group in enumerate(groups):
-        columns = [group.column(column) for column in range(group.num_columns)]
-        size = sum(column.total_uncompressed_size for column in columns)
-        if size > 2 * kind.row_bytes * group.num_rows + (1 << 20):
-            yield f"row group {index} unpacks to {size:,} bytes, expected {kind.row_bytes:,} a row"
-        for field in expected:
-            values = group.num_rows * math.prod(getattr(field.type, "shape", ()))
-            for column in columns:
-                if column.path_in_schema.partition(".")[0] == field.name and column.num_values != values:
-                    yield f"row group {index} has {column.num_values:,} values of {field.name}, expected {values:,}"
-        if not all(column.has_offset_index for column in columns):
-            yield f"no page index in row group {index}, expected one for every column"
+        if group.total_byte_size > 2 * kind.row_bytes * group.num_rows + (1 << 20):
+            yield f"row group {index} unpacks to {group.total_byte_size:,} bytes, expected {kind.row_bytes:,} a row"
+
+
+def _column_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
+    """What is wrong with the columns of row groups. Arrow ends the process where a damaged footer describes them."""
+    lengths = {field.name: math.prod(getattr(field.type, "shape", ())) for field in file.schema_arrow}
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        for column in map(group.column, range(group.num_columns)):
+            name, values = column.path_in_schema, group.num_rows * lengths[column.path_in_schema.partition(".")[0]]
+            if column.num_values != values:
+                yield f"row group {index} has {column.num_values:,} values of {name}, expected {values:,}"
+            if not column.has_offset_index:
+                yield f"no page index for {name} of row group {index}, expected one for every column"
 
 
 def _row_problems(shard: Shard, file: pq.ParquetFile, result: Result) -> Iterator[str]:
@@ -485,7 +494,7 @@ def _source_problems(task: Task, file: pq.ParquetFile, result: Result) -> list[s
         for batch in file.iter_batches(so2sat.ROWS_PER_BLOCK, [group], use_threads=False)
     )
     try:
-        with layout.open_reader(shard.config, shard.source) as reader:
+        with layout.open_shard(shard) as reader:
             for (start, stop), batch in zip(blocks, batches, strict=True):
                 rows = [(start, stop)] if task.rows is None else [(row, row + 1) for row in task.rows]
                 for low, high in rows:

@@ -240,6 +240,19 @@ class Shard:
         return self.stop - self.start
 
 
+@contextlib.contextmanager
+def open_shard(shard: Shard) -> Iterator[Reader]:
+    """Opens what a shard is made from.
+
+    Raises:
+        so2sat.SourceError: A file is missing, not as expected, or shorter than it was.
+    """
+    with open_reader(shard.config, shard.source) as reader:
+        if reader.rows < shard.stop:
+            raise so2sat.SourceError(f"{reader.path}: {reader.rows:,} rows, expected at least {shard.stop:,}")
+        yield reader
+
+
 @dataclasses.dataclass(frozen=True)
 class ShardRecord:
     """What is known of a finished shard: rows, bytes of the file, bytes in memory as Arrow, and checksum."""
@@ -325,7 +338,7 @@ def _write_rows(file: BinaryIO, shard: Shard) -> tuple[int, ConfigStatistics]:
     schema, statistics = kind.features.arrow_schema, ConfigStatistics(kind.bands)
     arrow_bytes, writer = 0, None
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(open_reader(shard.config, shard.source))
+        reader = stack.enter_context(open_shard(shard))
         for group in so2sat.blocks(shard.start, shard.stop, shard.group_rows):
             tables = []
             for block in so2sat.blocks(*group):
