@@ -335,7 +335,7 @@ GEO_TEST = "geo/test-00000-of-00001.parquet"
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("city", "berlin", "row 3 has city berlin, expected "),
+        ("city", "berlin", "row 3 has city 'berlin', expected "),
         ("city", None, "row 3 has city None, expected "),
         ("epsg", 32633, "row 3 has epsg 32633, expected "),
         ("x", 1.0, "row 3 has x 1.0, expected "),
