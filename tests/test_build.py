@@ -272,7 +272,7 @@ def test_a_killed_worker_is_reported_and_loses_nothing(
         for child in multiprocessing.active_children():
             child.kill()
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     with pytest.raises(CommandError, match=r"a worker process was killed.* \(\d+ of 42 shards are finished and kept\)"):
         build.build(str(large_source), output, workers=2, limits=SMALL)
