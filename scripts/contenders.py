@@ -73,11 +73,11 @@ def build(clock: Clock, path: str, output: str, config: str, workers: int) -> Fi
             return draw(*arguments)
 
     card.pictures = pictures  # type: ignore[assignment]
-    with executors.processes(workers) as pool:
+    with executors.processes(workers) as run:
         ready: set[int] = set()
         while len(ready) < workers:
-            ready |= set(pool.map(_start, [0.2] * workers))
-        executors.processes = lambda workers: contextlib.nullcontext(pool)  # type: ignore[assignment,return-value]
+            ready |= {process for _, process in run(_start, [0.2] * workers)}
+        executors.processes = lambda workers: contextlib.nullcontext(run)  # type: ignore[assignment,return-value]
         with clock.work():
             build.build(path, Path(output), configs=[config], workers=workers)
     return {}

@@ -27,8 +27,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-import verify
-from publishing import card, command, layout, manifest
+from publishing import card, checks, command, layout, manifest
 from publishing.command import CommandError
 
 EXAMPLES = """\
@@ -194,7 +193,7 @@ def _check_sound(folder: Path, built: manifest.Manifest) -> None:
     Raises:
         CommandError: It may not.
     """
-    findings = [*verify.repository_findings(folder, built)]
+    findings = [*checks.repository_findings(folder, built)]
     for finding in findings[1:]:
         print(finding, file=sys.stderr)
     if findings:

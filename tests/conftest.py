@@ -83,7 +83,7 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory, source_arrays: dict[
 def repository(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository called so2sat with both configs, built from `source_folder`. Read only."""
     folder = tmp_path_factory.mktemp("built") / "so2sat"
-    build.build(str(source_folder), folder, workers=2)
+    build.build(str(source_folder), folder)
     return folder
 
 
@@ -101,7 +101,7 @@ def full_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full_repository(full_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository called so2sat with all configs, built from `full_folder`. Read only."""
     folder = tmp_path_factory.mktemp("full") / "so2sat"
-    build.build(str(full_folder), folder, workers=2)
+    build.build(str(full_folder), folder)
     return folder
 
 
@@ -124,13 +124,13 @@ def sign(repository: Path, name: str) -> None:
         built.shards[name], bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
     )
     built.save(repository)
-    statistics = json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
+    statistics = json.loads((repository / layout.STATISTICS_NAME).read_bytes())["configs"]
     (repository / card.NAME).write_text(card.render(built, statistics, repository.name))
 
 
 def write_shard(repository: Path, name: str, table: pa.Table, **options: Any) -> None:
     """Writes a table as a shard, by default in the layout that is expected, and signs it."""
-    row_group_size = layout.ROW_GROUP_ROWS[name.split("/")[0]]
+    row_group_size = layout.kind_of(name.split("/")[0]).limits.group_rows
     options = {
         "row_group_size": row_group_size,
         "write_page_index": True,
@@ -152,39 +152,28 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-# A driver with lower limits, so that small sources make many shards; it takes build.py's arguments. Writing fails in
-# mid-shard, as on a full disk, once a file appears that the test names.
-DRIVER = """
-import errno, os, sys
-from publishing import layout
-import pyarrow.parquet as pq
-write_table = pq.ParquetWriter.write_table
-def write_or_fail(*args, **options):
-    write_table(*args, **options)
-    if os.path.exists(os.environ.get("DISK_IS_FULL", "")):
-        raise OSError(errno.ENOSPC, "No space left on device")
-pq.ParquetWriter.write_table = write_or_fail
-layout.MAX_SHARD_ROWS.update(rgb=128, all=128)
-layout.ROW_GROUP_ROWS.update(rgb=64, all=64)
+# Limits with which small sources make many shards.
+SMALL = {**layout.LIMITS, **dict.fromkeys(("rgb", "all"), layout.Limits(group_rows=64, shard_rows=128))}
+
+
+@pytest.fixture(scope="session")
+def driver() -> list[str]:
+    """Command that takes build.py's arguments and makes 42 shards where build.py would make 6."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(build.__file__).parent)!r})
 import build
-if __name__ == "__main__":
-    sys.exit(build.main())
+from publishing.layout import LIMITS, Limits
+sys.exit(build.main(limits={{**LIMITS, **dict.fromkeys(("rgb", "all"), Limits(64, 128))}}))
 """
+    return [sys.executable, "-c", code]
 
 
 @pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Command that makes 42 shards where build.py would make 6."""
-    path = tmp_path_factory.mktemp("driver") / "driver.py"
-    path.write_text(f"import sys; sys.path.insert(0, {str(Path(build.__file__).parent)!r})\n{DRIVER}")
-    return [sys.executable, str(path)]
-
-
-@pytest.fixture(scope="session")
-def undisturbed(driver: list[str], large_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(large_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one worker makes of `large_source` when nothing happens."""
     output = tmp_path_factory.mktemp("undisturbed") / "so2sat"
-    subprocess.run([*driver, str(large_source), str(output), "--workers", "1"], check=True)
+    build.build(str(large_source), output, workers=1, limits=SMALL)
     result = contents(output)
     assert sum(name.endswith(".parquet") for name in result) == 2 * (16 + 4 + 1)
     return result

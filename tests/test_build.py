@@ -1,34 +1,35 @@
-"""The Parquet repository: layout, contents, card, and a build that survives what happens to builds."""
+"""Building the Parquet repository: what it holds, and that a build survives what happens to builds."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets.distributed import split_dataset_by_node
-from hypothesis import given
-from hypothesis import strategies as st
 
 import build
 import so2sat
 import verify
-from conftest import Arrays, RangeServer, contents, hearing, random_arrays, wait_for_a_shard, write_source
-from publishing import card, files, layout
+from conftest import SMALL, Arrays, RangeServer, contents, hearing, random_arrays, wait_for_a_shard, write_source
+from publishing import card, files, layout, manifest
+from publishing.command import CommandError
 
 # ── Any part ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -60,97 +61,6 @@ def test_any_part_of_the_files_is_built_verified_and_loaded(
         assert {split: len(rows) for split, rows in loaded.items()} == {
             split: 5 + number for number, split in enumerate(splits)
         }
-
-
-# ── Layout ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@given(st.integers(1, 400_000), st.sampled_from(sorted(layout.CONFIGS)))
-def test_shards_divide_a_split_at_row_groups_into_a_power_of_two(rows: int, config: str) -> None:
-    shards = layout.plan_shards(config, "train", rows, "training.h5", "jpeg")
-    kind = layout.CONFIGS[config].kind
-    group = layout.ROW_GROUP_ROWS[kind]
-    assert [shard.start for shard in shards] == [0, *(shard.stop for shard in shards[:-1])]
-    assert shards[-1].stop == rows
-    assert all(shard.start < shard.stop and shard.start % group == 0 for shard in shards)
-    assert len(shards).bit_count() == 1
-    assert all(layout.ROW_BYTES[kind] * (shard.stop - shard.start) <= 500_000_000 for shard in shards)
-    sizes = [-(-(shard.stop - shard.start) // group) for shard in shards]
-    assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize(("config", "count"), [("rgb", 16), ("all", 64), ("geo", 1)])
-def test_the_full_training_split_has_the_designed_number_of_shards(config: str, count: int) -> None:
-    shards = layout.plan_shards(config, "train", 352_366, "training.h5", "jpeg")
-    assert len(shards) == count
-    assert shards[-1].name == f"{config}/train-{count - 1:05d}-of-{count:05d}.parquet"
-
-
-def test_the_memory_of_a_row_is_not_underestimated() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (128, 32, 32, 3), dtype=np.uint8)  # do not compress
-    numbers = {"label": np.zeros(128, np.int64), "sample_id": np.zeros(128, np.int64)}
-    blank = {"sentinel1": np.zeros((128, 32, 32, 8), np.float32), "sentinel2": np.zeros((128, 32, 32, 10), np.float32)}
-    cases: list[tuple[str, dict[str, Any], str]]
-    cases = [("rgb", {"image": images, **numbers}, "jpeg"), ("rgb", {"image": images, **numbers}, "png")]
-    for config, columns, image_format in [*cases, ("all", {**numbers, **blank}, "jpeg")]:
-        table = layout.to_table(columns, so2sat.features(config).arrow_schema, image_format)
-        assert table.nbytes / 128 <= layout.ROW_BYTES[config]
-
-
-def test_content_defined_chunking_is_that_of_datasets() -> None:
-    assert layout.CONTENT_DEFINED_CHUNKING == datasets.config.DEFAULT_CDC_OPTIONS
-
-
-def column_chunks(path: Path) -> dict[str, Any]:
-    """The first row group's column chunks by leaf path."""
-    group = pq.read_metadata(path).row_group(0)
-    return {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-
-
-LEAF = ".list.element.list.element.list.element"
-
-
-def test_files_are_laid_out_for_streaming_and_the_viewer(repository: Path) -> None:
-    for config in ("rgb", "all"):
-        group = layout.ROW_GROUP_ROWS[config]
-        file = pq.ParquetFile(repository / config / "train-00000-of-00001.parquet")
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        assert [g.num_rows for g in groups] == [min(group, 300 - start) for start in range(0, 300, group)]
-        for g in groups:
-            assert all(g.column(i).has_offset_index for i in range(g.num_columns))
-    arrays = column_chunks(repository / "all" / "train-00000-of-00001.parquet")
-    assert {chunk.compression for chunk in arrays.values()} == {"ZSTD"}
-    assert "BYTE_STREAM_SPLIT" in arrays[f"sentinel1{LEAF}"].encodings
-    assert "RLE_DICTIONARY" in arrays[f"sentinel2{LEAF}"].encodings  # quantised reflectance
-    # No reader can filter by the least and greatest value of an array, and to find them takes time.
-    assert {name for name, chunk in arrays.items() if chunk.statistics} == {"label", "sample_id"}
-    images = column_chunks(repository / "rgb" / "train-00000-of-00001.parquet")
-    assert images["image.bytes"].compression == "UNCOMPRESSED"
-    assert images["image.bytes"].statistics is None
-    assert images["label"].compression == "ZSTD"
-
-
-def test_reflectance_that_is_not_quantised_is_byte_stream_split(tmp_path: Path) -> None:
-    arrays = {**random_arrays(70), "sen2": np.random.default_rng(0).random((70, 32, 32, 10))}
-    source = str(write_source(tmp_path / "training.h5", arrays))
-    shard = layout.plan_shards("all", "train", 70, source, "jpeg")[0]
-    layout.write_shard(shard, tmp_path)
-    assert "BYTE_STREAM_SPLIT" in column_chunks(tmp_path / shard.name)[f"sentinel2{LEAF}"].encodings
-
-
-def test_a_flipped_byte_in_an_array_column_fails_its_page_checksum(repository: Path, tmp_path: Path) -> None:
-    path = Path(shutil.copy(repository / "all" / "train-00000-of-00001.parquet", tmp_path))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(OSError, match="CRC"):
-        pq.read_table(path, page_checksum_verification=True)
-
-
-def test_the_schema_carries_the_hugging_face_features(repository: Path) -> None:
-    for config in ("rgb", "all"):
-        schema = pq.read_schema(repository / config / "test-00000-of-00001.parquet")
-        assert datasets.Features.from_arrow_schema(schema) == so2sat.features(config)
 
 
 # ── Contents ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,8 +112,7 @@ def test_streaming_columns_filters_and_nodes_work(
 def test_values_that_are_not_finite_come_through(tmp_path: Path) -> None:
     arrays = random_arrays(3)
     arrays["sen1"][0, 0, 0, :4] = [np.nan, np.inf, -np.inf, 1e300]
-    for name in ("training.h5", "validation.h5"):
-        write_source(tmp_path / "data" / name, arrays)
+    write_source(tmp_path / "data" / "training.h5", arrays)
     build.build(str(tmp_path / "data"), tmp_path / "so2sat")
     loaded = datasets.load_dataset(str(tmp_path / "so2sat"), "all", split="train").with_format("numpy")
     with np.errstate(over="ignore"):
@@ -227,7 +136,7 @@ def test_edition_1_gives_two_splits(source_folder: Path, tmp_path: Path) -> None
     assert list(datasets.load_dataset(str(tmp_path / "so2sat"), "all")) == ["train", "validation"]
 
 
-# ── Card and manifest ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Card and statistics ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_card_tells_the_sizes_that_the_builder_measures(
@@ -253,22 +162,6 @@ def test_the_repository_holds_what_it_should_and_nothing_else(repository: Path) 
     assert visible == {"README.md", "manifest.json", "statistics.json", *card.PICTURES, *shards}
 
 
-def test_the_manifest_tells_rows_bytes_checksums_and_sources(repository: Path, source_folder: Path) -> None:
-    contents = json.loads((repository / "manifest.json").read_text())
-    for name, record in contents["shards"].items():
-        assert record["bytes"] == (repository / name).stat().st_size
-        checksum = subprocess.run(["sha256sum", repository / name], capture_output=True, text=True, check=True).stdout
-        assert record["sha256"] == checksum.split()[0]
-        assert record["rows"] == pq.read_metadata(repository / name).num_rows
-    assert {name: record["rows"] for name, record in contents["sources"].items()} == {
-        "training.h5": 300,
-        "validation.h5": 70,
-        "testing.h5": 33,
-    }
-    assert contents["sources"]["training.h5"]["bytes"] == (source_folder / "training.h5").stat().st_size
-    assert contents["versions"]["pyarrow"] == pa.__version__
-
-
 def test_statistics_are_those_of_numpy_over_the_sources(repository: Path, source_arrays: dict[str, Arrays]) -> None:
     told = json.loads((repository / "statistics.json").read_text())["configs"]
     for split, arrays in source_arrays.items():
@@ -291,20 +184,12 @@ def test_statistics_are_those_of_numpy_over_the_sources(repository: Path, source
                     assert band["percentiles"]["50"] == pytest.approx(np.median(values), rel=0.02, abs=0.1)
 
 
-def test_lost_statistics_are_computed_again(small_copy: tuple[Path, Path], repository: Path) -> None:
-    source, output = small_copy
-    shutil.rmtree(output / layout.STATE_FOLDER)
-    build.build(str(source), output)
-    assert contents(output) == contents(repository)
-
-
 def test_the_card_of_synthetic_data_says_so_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("training.h5", "validation.h5"):
-        with h5py.File(write_source(tmp_path / "data" / name, random_arrays(3)), "r+") as h5:
-            h5.attrs["synthetic"] = "made up for a test."
+    with h5py.File(write_source(tmp_path / "data" / "training.h5", random_arrays(3)), "r+") as h5:
+        h5.attrs["synthetic"] = "made up for a test."
     build.build(str(tmp_path / "data"), tmp_path / "so2sat")
     text = (tmp_path / "so2sat" / "README.md").read_text().split("\n---\n", 1)[1]
-    assert text.startswith("> **These data are synthetic:** made up for a test. What is said below ")
+    assert text.startswith("> **These data are synthetic:** made up for a test.")
     assert "SYNTHETIC" in capsys.readouterr().out
 
 
@@ -332,7 +217,7 @@ def test_a_build_killed_again_and_again_ends_as_if_undisturbed(
     chance = random.Random(0)
     kills, in_mid_shard = 0, 0
     while kills < 12:
-        command = [*driver, str(large_source), str(output), "--workers", "2"]
+        command = [*driver, str(large_source), str(output), "--workers", "12"[kills % 2]]
         moment = len(list(output.glob("*/*.parquet"))) + chance.uniform(0, 3)
         with hearing(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -344,55 +229,97 @@ def test_a_build_killed_again_and_again_ends_as_if_undisturbed(
             datasets.load_dataset(str(output), "rgb")
     assert kills >= 10
     assert in_mid_shard >= 5  # an incomplete shard was left behind, so it was being written
-    subprocess.run([*driver, str(large_source), str(output), "--workers", "2"], check=True)
+    build.build(str(large_source), output, workers=1, limits=SMALL)
     assert contents(output) == undisturbed
 
 
-@pytest.mark.parametrize("workers", ["2", "3"])
-def test_the_number_of_workers_does_not_show(
-    driver: list[str], large_source: Path, undisturbed: dict[str, bytes], tmp_path: Path, workers: str
-) -> None:
-    output = tmp_path / "so2sat"
-    subprocess.run([*driver, str(large_source), str(output), "--workers", workers], check=True)
-    assert contents(output) == undisturbed
+def test_the_number_of_workers_does_not_show(large_source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    build.build(str(large_source), tmp_path / "so2sat", workers=2, limits=SMALL)
+    assert contents(tmp_path / "so2sat") == undisturbed
 
 
-def test_ctrl_c_ends_with_status_130_and_no_traceback(driver: list[str], large_source: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_status_130_and_one_word(driver: list[str], large_source: Path, tmp_path: Path) -> None:
     output = tmp_path / "so2sat"
     command = [*driver, str(large_source), str(output), "--workers", "2"]
-    with hearing(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with hearing(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as process:
         wait_for_a_shard(process, output)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
         error = process.communicate()[1].decode()
-    assert process.returncode == 130
-    assert error.strip() == "interrupted"
+    assert (process.returncode, error) == (130, "interrupted\n")
     assert not list(output.glob(f"*/.*{files.INCOMPLETE_SUFFIX}"))
 
 
+@pytest.mark.parametrize("library", ["datetime", "numpy", "pyarrow"])
+def test_ctrl_c_while_it_imports_is_one_word_too(library: str, tmp_path: Path) -> None:
+    command = [sys.executable, build.__file__, str(tmp_path), str(tmp_path / "so2sat")]
+    with hearing(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while library not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate()[1].decode()
+    assert (process.returncode, error) == (130, "interrupted\n")
+
+
 def test_a_killed_worker_is_reported_and_loses_nothing(
-    driver: list[str], large_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    large_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     output = tmp_path / "so2sat"
-    command = [*driver, str(large_source), str(output), "--workers", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        wait_for_a_shard(process, output)
-        subprocess.run(["pkill", "-KILL", "-P", str(process.pid), "-f", "spawn_main"], check=True)
-        error = process.communicate()[1].decode()
-    assert process.returncode == 1
-    assert re.search(r"error: .*a worker process was killed.* \(\d+ of 42 shards are finished and kept\)", error)
-    subprocess.run(command, check=True)
+
+    def kill() -> None:
+        while not list(output.glob("*/*.parquet")):
+            time.sleep(0.001)
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.raises(CommandError, match=r"a worker process was killed.* \(\d+ of 42 shards are finished and kept\)"):
+        build.build(str(large_source), output, workers=2, limits=SMALL)
+    thread.join()
+    assert not list(output.glob(f"*/.*{files.INCOMPLETE_SUFFIX}"))
+    build.build(str(large_source), output, workers=1, limits=SMALL)
     assert contents(output) == undisturbed
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.8, 1.0])
+def test_a_full_disk_is_named_and_the_next_run_completes(
+    share: float,
+    source_folder: Path,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "so2sat"
+    puts = len(contents(repository)) + 6 + 6 + 2  # of files on the disk: also statistics, and manifests before the last
+    done = itertools.count()
+    replacing = files.replacing
+
+    def full(path: Path) -> Any:
+        if next(done) >= share * (puts - 1):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replacing(path)
+
+    monkeypatch.setattr(files, "replacing", full)
+    assert build.main([str(source_folder), str(output)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {output}: the disk is full")
+    assert error.count("\n") == 1
+    monkeypatch.undo()
+    finished = {name for name in contents(output) if name.endswith(".parquet")}
+    before = {name: (output / name).stat().st_mtime_ns for name in finished}
+    build.build(str(source_folder), output)
+    assert contents(output) == contents(repository)
+    told = sum((output / name).stat().st_mtime_ns != at for name, at in before.items())
+    assert told <= 1  # the shard that the manifest had no room to tell of
 
 
 @pytest.fixture
 def small_copy(repository: Path, source_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A source folder of a test's own and a finished repository of it."""
-    source = tmp_path / "source"
-    shutil.copytree(source_folder, source)
-    output = tmp_path / "so2sat"
-    build.build(str(source), output)
-    assert contents(output) == contents(repository)
-    return source, output
+    source = shutil.copytree(source_folder, tmp_path / "source")
+    return Path(source), Path(shutil.copytree(repository, tmp_path / "so2sat"))
 
 
 def modification_times(folder: Path) -> dict[str, int]:
@@ -400,201 +327,223 @@ def modification_times(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_mtime_ns for name in contents(folder)}
 
 
-def test_a_finished_build_is_left_alone(small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    source, output = small_copy
-    before = modification_times(output)
-    build.build(str(source), output)
-    assert modification_times(output) == before
-    assert "up to date" in capsys.readouterr().out
-
-
-def loaded_anew(output: Path, split: str) -> datasets.Dataset:
-    """Config `all`, not from the cache, where `datasets` keeps repositories by their cards and so mixes up ours."""
-    return datasets.load_dataset(str(output), "all", split=split, download_mode="force_redownload")
-
-
 def rewritten(output: Path, before: dict[str, int]) -> set[str]:
     """Shards written since."""
     return {name for name, at in modification_times(output).items() if name.endswith("parquet") and at != before[name]}
 
 
-def test_a_changed_source_rewrites_its_split_and_says_why(
+def edit_manifest(output: Path, change: Callable[[Any], Any]) -> None:
+    content = json.loads((output / manifest.NAME).read_text())
+    change(content)
+    (output / manifest.NAME).write_text(json.dumps(content))
+
+
+SHARDS = {f"{config}/{split}-00000-of-00001.parquet" for config in ("rgb", "all") for split in so2sat.SOURCE_FILES}
+IMAGES = {name for name in SHARDS if name.startswith("rgb/")}
+VALIDATION = {name for name in SHARDS if "validation" in name}
+
+
+def test_a_finished_build_is_left_alone(small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = small_copy
+    before = modification_times(output)
+    build.build(str(source), output, workers=2)
+    assert modification_times(output) == before
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_another_label_rewrites_its_split_and_says_why(
     small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = small_copy
     before = modification_times(output)
     with h5py.File(source / "validation.h5", "r+") as h5:
-        h5["sen2"][41, 3, 3, 2] = 0.5
+        h5["label"][41] = np.roll(h5["label"][41], 1)
+        label = int(h5["label"][41].argmax())
     build.build(str(source), output)
-    assert rewritten(output, before) == {f"{config}/validation-00000-of-00001.parquet" for config in ("rgb", "all")}
-    assert "validation.h5 has changed" in capsys.readouterr().out
-    loaded = loaded_anew(output, "validation").with_format("numpy")
-    assert loaded[41]["sentinel2"][3, 3, 2] == np.float32(0.5)
+    assert rewritten(output, before) == VALIDATION
+    assert "2 of 6 shards are written anew: 2 because validation.h5 has changed" in capsys.readouterr().out
+    loaded = datasets.load_dataset(str(output), "all", split="validation", download_mode="force_redownload")
+    assert loaded[41]["label"] == label
 
 
-def test_a_source_that_changes_during_the_build_is_an_error_and_is_read_again(
-    small_copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+VERSIONS = {"layout": SHARDS, "pyarrow": SHARDS, "pillow": IMAGES, "so2sat": set()}
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_another_version_rewrites_what_it_decides(small_copy: tuple[Path, Path], repository: Path, name: str) -> None:
     source, output = small_copy
-    write = build._write
-
-    def write_and_change(*arguments: Any) -> None:
-        write(*arguments)
-        with h5py.File(source / "testing.h5", "r+") as h5:
-            h5["sen2"][7, 3, 3, 2] = 0.5
-
-    monkeypatch.setattr(build, "_write", write_and_change)
-    assert build.main([str(source), str(output), "--force"]) == 1
-    assert "testing.h5 was changed while it was read" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert build.main([str(source), str(output)]) == 0
-    loaded = loaded_anew(output, "test").with_format("numpy")
-    assert loaded[7]["sentinel2"][3, 3, 2] == np.float32(0.5)
-
-
-def test_a_split_whose_source_is_gone_is_removed_by_force_only(
-    small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, output = small_copy
-    (source / "testing.h5").unlink()
-    assert build.main([str(source), str(output)]) == 1
-    assert "was made from testing.h5 too, which SOURCE lacks; --force" in capsys.readouterr().err
-    assert len(list(output.glob("*/test-*.parquet"))) == 2
-    build.build(str(source), output, force=True)
-    assert "all/test-00000-of-00001.parquet is removed" in capsys.readouterr().out
-    assert list(datasets.load_dataset(str(output), "rgb")) == ["train", "validation"]
-    assert len(list((output / layout.STATE_FOLDER / "statistics").iterdir())) == 4
-
-
-def test_synthetic_data_replace_measured_data_by_force_only(
-    small_copy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, output = small_copy
-    before = contents(output)
-    for name in so2sat.SOURCE_FILES.values():
-        with h5py.File(write_source(tmp_path / "made-up" / name, random_arrays(20)), "r+") as h5:
-            h5.attrs["synthetic"] = "made up for a test."
-    command = [str(tmp_path / "made-up"), str(output)]
-    assert build.main(command) == 1
-    assert "holds measured data and SOURCE is synthetic; --force" in capsys.readouterr().err
-    assert contents(output) == before
-    assert build.main([*command, "--force"]) == 0
-
-
-@pytest.mark.parametrize("lost", ["removed", "emptied"])
-def test_a_change_is_noticed_though_the_record_of_the_sources_is_lost(small_copy: tuple[Path, Path], lost: str) -> None:
-    source, output = small_copy
-    record = output / layout.STATE_FOLDER / "sources.json"
-    record.unlink() if lost == "removed" else record.write_text("")
-    with h5py.File(source / "training.h5", "r+") as h5:
-        h5["sen1"][101, 3, 3, 2] = 0.5  # a row that is not in the fingerprint
+    before = modification_times(output)
+    edit_manifest(output, lambda content: content["versions"].update({name: "1.2.3"}))
     build.build(str(source), output)
-    loaded = loaded_anew(output, "train").with_format("numpy")
-    assert loaded[101]["sentinel1"][3, 3, 2] == np.float32(0.5)
-
-
-def test_a_build_killed_after_a_change_still_notices_it(
-    small_copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, output = small_copy
-    with h5py.File(source / "training.h5", "r+") as h5:
-        h5["sen1"][101, 3, 3, 2] = 0.5
-    replacing = files.replacing
-
-    calls: list[Path] = []
-
-    def dies(path: Path) -> Any:
-        calls.append(path)
-        if len(calls) > 2:  # after the manifest and the card, before the record of the sources
-            raise KeyboardInterrupt
-        return replacing(path)
-
-    monkeypatch.setattr(files, "replacing", dies)
-    assert build.main([str(source), str(output)]) == 130
-    monkeypatch.undo()
-    assert [path.name for path in calls] == ["manifest.json", "README.md", "sources.json"]
-    build.build(str(source), output)
-    loaded = loaded_anew(output, "train").with_format("numpy")
-    assert loaded[101]["sentinel1"][3, 3, 2] == np.float32(0.5)
-
-
-def test_a_manifest_with_wrong_rows_is_not_trusted(small_copy: tuple[Path, Path], repository: Path) -> None:
-    source, output = small_copy
-    text = (output / "manifest.json").read_text()
-    (output / "manifest.json").write_text(text.replace('"rows": 33', '"rows": 7000', 1))
-    build.build(str(source), output)
+    assert rewritten(output, before) == VERSIONS[name]
     assert contents(output) == contents(repository)
 
 
-def test_output_must_be_a_local_folder(source_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        build.main([str(source_folder), "hf://datasets/me/so2sat"])
-    assert "is not a local folder" in capsys.readouterr().err
-
-
-def test_the_card_of_png_images_says_so(source_folder: Path, tmp_path: Path) -> None:
-    build.build(str(source_folder), tmp_path / "so2sat", configs=["rgb"], image_format="png")
-    assert "the images are PNG, without loss" in (tmp_path / "so2sat" / "README.md").read_text()
-
-
-def test_another_image_format_rewrites_rgb_only(
+def test_a_repository_keeps_its_image_format_unless_another_is_asked_for(
     small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = small_copy
     before = modification_times(output)
     build.build(str(source), output, image_format="png")
-    assert {name.split("/")[0] for name in rewritten(output, before)} == {"rgb"}
-    assert "image format was jpeg, now png" in capsys.readouterr().out
+    assert rewritten(output, before) == IMAGES
+    assert "the image format was jpeg, now png" in capsys.readouterr().out
+    before = modification_times(output)
+    assert build.build(str(source), output).image_format == "png"
+    assert rewritten(output, before) == set()
 
 
-def test_another_version_rewrites_everything_and_says_which(
-    small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_limits_rewrite_what_they_decide(small_copy: tuple[Path, Path]) -> None:
     source, output = small_copy
     before = modification_times(output)
-    text = (output / "manifest.json").read_text()
-    (output / "manifest.json").write_text(text.replace(f'"pyarrow": "{pa.__version__}"', '"pyarrow": "1.2.3"'))
-    build.build(str(source), output)
-    assert len(rewritten(output, before)) == 6
-    assert "pyarrow 1.2.3" in capsys.readouterr().out
+    build.build(str(source), output, limits={**layout.LIMITS, "rgb": layout.Limits(512, 32_768)})
+    assert rewritten(output, before) == IMAGES
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:1000] + b"?" + path.read_bytes()[1001:]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "removed": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_shard_is_written_anew(
     small_copy: tuple[Path, Path], repository: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = small_copy
-    path = output / "all" / "test-00000-of-00001.parquet"
-    content = bytearray(path.read_bytes())
-    if damage == "remove":
-        path.unlink()
-    elif damage == "truncate":
-        path.write_bytes(content[:-1])
-    else:
-        content[1000] ^= 1
-        path.write_bytes(content)
+    DAMAGES[damage](output / "all" / "test-00000-of-00001.parquet")
     build.build(str(source), output)
     assert contents(output) == contents(repository)
-    assert "all/test-00000-of-00001.parquet is written anew" in capsys.readouterr().out
+    assert "1 of 6 shards are written anew: 1 lost or damaged" in capsys.readouterr().out
 
 
-def test_force_writes_every_shard_anew(small_copy: tuple[Path, Path], repository: Path) -> None:
+def test_the_state_of_the_build_can_be_lost(small_copy: tuple[Path, Path], repository: Path) -> None:
+    source, output = small_copy
+    shutil.rmtree(output / layout.STATE_FOLDER)
+    build.build(str(source), output)
+    assert contents(output) == contents(repository)
+
+
+def test_a_source_that_changes_during_the_build_is_an_error_and_is_read_again(
+    small_copy: tuple[Path, Path], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = small_copy
+    write_shard = layout.write_shard
+
+    def write_and_touch(shard: layout.Shard, folder: Path) -> layout.ShardRecord:
+        os.utime(source / "testing.h5")
+        return write_shard(shard, folder)
+
+    monkeypatch.setattr(layout, "write_shard", write_and_touch)
+    with pytest.raises(CommandError, match=r"testing\.h5 was changed"):
+        build.build(str(source), output, rewrite=True)
+    with pytest.raises(FileNotFoundError, match="incomplete"):
+        datasets.load_dataset(str(output), "rgb")
+    monkeypatch.undo()
+    before = modification_times(output)
+    build.build(str(source), output)
+    assert rewritten(output, before) == SHARDS
+    assert contents(output) == contents(repository)
+
+
+# ── Slips ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_split_whose_source_is_gone_goes_only_if_it_is_let_go(
+    small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = small_copy
+    (source / "testing.h5").unlink()
+    for options in ([], ["--rewrite"]):
+        assert build.main([str(source), str(output), *options]) == 1
+        error = capsys.readouterr().err
+        assert "testing.h5" in error
+        assert "--drop" in error
+    before = modification_times(output)
+    build.build(str(source), output, drop=True)
+    assert rewritten(output, before) == set()
+    assert list(datasets.load_dataset(str(output), "rgb")) == ["train", "validation"]
+    assert len(list(output.glob("*/*.parquet"))) == 4
+    assert len(list((output / layout.STATE_FOLDER / "statistics").iterdir())) == 4
+
+
+def test_synthetic_data_replace_measured_data_only_if_all_is_rewritten(
+    small_copy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, output = small_copy
+    before = contents(output)
+    for rows, name in enumerate(so2sat.SOURCE_FILES.values(), 20):
+        with h5py.File(write_source(tmp_path / "made-up" / name, random_arrays(rows)), "r+") as h5:
+            h5.attrs["synthetic"] = "made up for a test."
+    for options in ([], ["--drop"]):
+        assert build.main([str(tmp_path / "made-up"), str(output), *options]) == 1
+        assert "--rewrite" in capsys.readouterr().err
+        assert contents(output) == before
+    assert build.main([str(tmp_path / "made-up"), str(output), "--rewrite"]) == 0
+
+
+def test_rewrite_writes_every_shard_anew(small_copy: tuple[Path, Path], repository: Path) -> None:
     source, output = small_copy
     before = modification_times(output)
-    assert build.main([str(source), str(output), "--force"]) == 0
-    assert len(rewritten(output, before)) == 6
+    assert build.main([str(source), str(output), "--rewrite"]) == 0
+    assert rewritten(output, before) == SHARDS
     assert contents(output) == contents(repository)
 
 
-def test_shards_of_another_plan_are_removed(small_copy: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("copy", [shutil.copy, os.link, os.symlink])
+def test_the_same_file_under_two_names_is_refused(
+    source_folder: Path, tmp_path: Path, copy: Callable[[Path, Path], Any]
+) -> None:
+    shutil.copy(source_folder / "testing.h5", tmp_path / "testing.h5")
+    copy(tmp_path / "testing.h5", tmp_path / "validation.h5")
+    with pytest.raises(CommandError, match=r"(validation|testing)\.h5: the same file as .*(validation|testing)\.h5"):
+        build.build(str(tmp_path), tmp_path / "so2sat")
+    assert not (tmp_path / "so2sat").exists()
+
+
+def test_files_with_the_same_labels_are_not_the_same(tmp_path: Path) -> None:
+    arrays = random_arrays(1)
+    write_source(tmp_path / "validation.h5", arrays)
+    write_source(tmp_path / "testing.h5", {**random_arrays(1, seed=1), "label": arrays["label"]})
+    build.build(str(tmp_path), tmp_path / "so2sat")
+
+
+@pytest.mark.parametrize("config", ["rgb", "all"])
+def test_digital_numbers_in_place_of_reflectance_are_warned_of(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = random_arrays(20)
+    write_source(tmp_path / "data" / "validation.h5", arrays)
+    write_source(tmp_path / "data" / "testing.h5", {**arrays, "sen2": arrays["sen2"] * 10_000 + 1})
+    build.build(str(tmp_path / "data"), tmp_path / "so2sat", [config])
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith(f"warning: {config}, test: ")
+    report = verify.verify(tmp_path / "so2sat")
+    assert report.findings == []
+    assert [f"warning: {text}" for text in report.warnings] == [warning]
+
+
+def test_only_what_is_named_as_a_shard_is_removed(small_copy: tuple[Path, Path]) -> None:
     source, output = small_copy
-    stray = output / "rgb" / "train-00001-of-00002.parquet"
-    shutil.copy(output / "rgb" / "train-00000-of-00001.parquet", stray)
-    (output / "rgb" / f".x{files.INCOMPLETE_SUFFIX}").touch()
+    for name in ("train-00001-of-00002.parquet", "my-notes-of-mine.parquet", ".mine.incomplete"):
+        (output / "rgb" / name).touch()
+    (output / "rgb" / f".x.{'0' * 32}{files.INCOMPLETE_SUFFIX}").touch()
     build.build(str(source), output)
-    assert sorted(path.name for path in (output / "rgb").iterdir()) == [
-        f"{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")
-    ]
+    assert {path.name for path in (output / "rgb").iterdir()} == {
+        *(name.removeprefix("rgb/") for name in IMAGES),
+        "my-notes-of-mine.parquet",
+        ".mine.incomplete",
+    }
+
+
+@pytest.mark.parametrize("content", ["README.md", "so2sat.py", "photos"])
+def test_a_folder_with_something_else_in_it_is_not_touched(
+    source_folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / content).write_text("mine")
+    assert build.main([str(source_folder), str(tmp_path)]) == 1
+    assert content in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {content: "mine"}
 
 
 def test_configs_are_added_to_a_repository_one_by_one(source_folder: Path, repository: Path, tmp_path: Path) -> None:
@@ -606,81 +555,69 @@ def test_configs_are_added_to_a_repository_one_by_one(source_folder: Path, repos
 def test_a_second_build_into_the_same_folder_refuses(
     source_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with build._locked(tmp_path / "so2sat"):
+    with files.locked(tmp_path / "so2sat", layout.STATE_FOLDER):
         assert build.main([str(source_folder), str(tmp_path / "so2sat")]) == 1
-    assert "another run of this command is at work there" in capsys.readouterr().err
+    assert "at work there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"versions": 3}'])
-def test_a_damaged_manifest_is_named_with_what_to_do(
-    small_copy: tuple[Path, Path], text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_manifest_is_an_error(small_copy: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     source, output = small_copy
-    (output / "manifest.json").write_text(text)
+    (output / manifest.NAME).write_text("{")
+    before = contents(output)
     assert build.main([str(source), str(output)]) == 1
-    assert re.search(r"error: .*manifest.json: not a manifest.*delete .* and build anew", capsys.readouterr().err)
+    assert f"{output}/manifest.json: not a manifest" in capsys.readouterr().err
+    assert contents(output) == before
 
 
-@pytest.mark.parametrize("content", ["README.md", "so2sat.py", "photos"])
-def test_a_folder_with_something_else_in_it_is_not_touched(
-    source_folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / content).write_text("mine")
-    assert build.main([str(source_folder), str(tmp_path)]) == 1
-    assert content in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == [content]
-    assert (tmp_path / content).read_text() == "mine"
-
-
-def test_too_little_space_is_named_before_anything_is_written(
+def test_little_space_is_told_before_anything_is_written(
     source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    assert build.main([str(source_folder), str(tmp_path / "so2sat")]) == 1
-    message = capsys.readouterr().err
-    needed = re.search(r"about (\S+) GB are needed and 0.0 GB are free", message)
-    assert needed
-    assert not list((tmp_path / "so2sat").glob("*/*.parquet"))
+    monkeypatch.setattr(layout, "write_shard", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build.build(str(source_folder), tmp_path / "so2sat")
+    assert f"{tmp_path}/so2sat: up to 0.0 GB are needed, 0.0 GB are free" in capsys.readouterr().err
 
 
-def test_a_disk_that_fills_up_keeps_the_finished_shards(
-    driver: list[str], large_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hf://datasets/me/so2sat"],
+        [""],
+        [b"so2sat-\xff".decode(errors="surrogateescape")],
+        ["so2sat", "--workers", "0"],
+        ["so2sat", "--workers", "99999999999999999999"],
+        ["so2sat", "--image-format", "eps"],
+    ],
+)
+def test_arguments_that_can_not_be_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as error:
+        build.main([str(tmp_path), *arguments])
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["out:1", "a [b] c?", "x::y", "~nosuchuser", "ä"])
+def test_an_odd_name_of_the_folder_is_a_name(
+    name: str, source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "so2sat"
-    command = [*driver, str(large_source), str(output), "--workers", "2"]
-    full = tmp_path / "full"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "DISK_IS_FULL": str(full)}) as process:
-        wait_for_a_shard(process, output)
-        full.touch()
-        error = process.communicate()[1].decode()
-    assert process.returncode == 1
-    assert re.search(r"error: .*the disk is full.*\((\d+) of 42 shards are finished and kept\)", error)
-    assert not list(output.glob(f"*/.*{files.INCOMPLETE_SUFFIX}"))
-    kept = {name: at for name, at in modification_times(output).items() if name in json_shards(output)}
-    subprocess.run(command, check=True)
-    assert contents(output) == undisturbed
-    assert kept.items() <= modification_times(output).items()
-
-
-def json_shards(output: Path) -> set[str]:
-    """Shards that the manifest tells of."""
-    return set(json.loads((output / "manifest.json").read_text())["shards"])
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(source_folder / "testing.h5", tmp_path)
+    assert build.main([".", name, "--config", "rgb"]) == 0
+    assert verify.verify(Path(name), ".").findings == []
+    assert (tmp_path / name / card.NAME).is_file()
 
 
 # ── Sources by URL ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_build_from_a_url_is_the_same_and_reads_each_byte_about_once(
-    http_source: RangeServer, source_folder: Path, repository: Path, tmp_path: Path
+    http_source: RangeServer, repository: Path, tmp_path: Path
 ) -> None:
     build.build(http_source.url, tmp_path / "so2sat")
     assert contents(tmp_path / "so2sat") == contents(repository)
-    sen1 = 8 * 32 * 32 * 8 * 403
-    sen2 = 8 * 32 * 32 * 10 * 403
-    # rgb reads sen2, all reads both; 32 rows of every file for the fingerprint, and headers.
-    fingerprints = 3 * 32 * 8 * 32 * 32 * 18
-    assert http_source.bytes_sent < 1.05 * (sen1 + 2 * sen2 + fingerprints)
+    sen1, sen2 = 8 * 32 * 32 * 8 * 403, 8 * 32 * 32 * 10 * 403
+    assert http_source.bytes_sent < 1.05 * (sen1 + 2 * sen2)  # rgb reads sen2, all reads both; and headers
 
 
 def test_a_build_survives_a_server_that_cuts_and_refuses(

@@ -37,7 +37,7 @@ def loaded(repository: Path) -> tuple[Manifest, dict[str, Any]]:
     """Manifest and statistics of a repository."""
     manifest = Manifest.load(repository)
     assert manifest
-    return manifest, json.loads((repository / build.STATISTICS_NAME).read_bytes())["configs"]
+    return manifest, json.loads((repository / layout.STATISTICS_NAME).read_bytes())["configs"]
 
 
 def text_of(repository: Path, name: str) -> str:

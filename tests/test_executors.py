@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 import build
 import so2sat
-from conftest import contents, wait_for_a_shard
+from conftest import SMALL, contents
 from publishing import executors
 from publishing.command import CommandError
 
@@ -25,33 +27,24 @@ PROJECT = Path(so2sat.__file__).parent
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_a_local_dask_cluster_makes_the_same_bytes(
-    driver: list[str],
-    large_source: Path,
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
+def test_the_shards_of_a_lost_dask_worker_are_made_by_others(
+    large_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     output = tmp_path / "so2sat"
-    subprocess.run([*driver, str(large_source), str(output), "--workers", "2", "--dask", "local"], check=True)
-    assert contents(output) == undisturbed
+    killed = []
 
+    def kill() -> None:
+        while not list(output.glob("*/*.parquet")):
+            time.sleep(0.001)
+        workers = multiprocessing.active_children()
+        workers[0].kill()
+        killed.append(len(workers))
 
-def test_the_shards_of_a_killed_dask_worker_are_made_by_others(
-    driver: list[str],
-    large_source: Path,
-    undisturbed: dict[str, bytes],
-    tmp_path: Path,
-) -> None:
-    output = tmp_path / "so2sat"
-    command = [*driver, str(large_source), str(output), "--workers", "2", "--dask", "local"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        wait_for_a_shard(process, output)
-        listing = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, check=True)
-        workers = listing.stdout.split()
-        assert len(workers) == 2
-        os.kill(int(workers[0]), 9)
-        error = process.communicate()[1].decode()
-    assert process.returncode == 0, error
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    build.build(str(large_source), output, workers=2, dask="local", limits=SMALL)
+    thread.join()
+    assert killed == [2]
     assert contents(output) == undisturbed
 
 
@@ -66,6 +59,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
         subprocess.Popen(
             [*map(str, command), "--scheduler-file", str(address)],
             cwd=tmp_path / "elsewhere",
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -83,39 +77,25 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
             process.wait()
 
 
-def test_a_running_cluster_is_given_what_it_needs(
-    scheduler: str, source_folder: Path, repository: Path, tmp_path: Path
-) -> None:
-    build.build(str(source_folder), tmp_path / "so2sat", dask=scheduler)
-    assert contents(tmp_path / "so2sat") == contents(repository)
-
-
 def test_a_cluster_that_ran_an_earlier_version_runs_the_new_one(
-    scheduler: str, source_folder: Path, tmp_path: Path
+    scheduler: str, source_folder: Path, repository: Path, tmp_path: Path
 ) -> None:
     found: list[str] = []
     for compression in ("ZSTD", "GZIP", "ZSTD"):
         project = tmp_path / "project"
         shutil.copytree(PROJECT / "scripts", project / "scripts", dirs_exist_ok=True)
-        for name in ("so2sat.py", "README.md"):
-            shutil.copy(PROJECT / name, project)
+        shutil.copy(PROJECT / "so2sat.py", project)
         layout = project / "scripts" / "publishing" / "layout.py"
         layout.write_text(layout.read_text().replace('"ZSTD"', f'"{compression}"'))
         output = tmp_path / f"so2sat-{len(found)}"
-        command = [
-            sys.executable,
-            "scripts/build.py",
-            str(source_folder),
-            str(output),
-            "--config",
-            "all",
-            "--dask",
-            scheduler,
-        ]
-        subprocess.run(command, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, check=True)
+        options = [str(source_folder), str(output), "--config", "all", "--dask", scheduler]
+        run = [sys.executable, "scripts/build.py", *options]
+        subprocess.run(run, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, check=True)
         shard = pq.ParquetFile(next(output.glob("all/test-*.parquet")))
         found.append(shard.metadata.row_group(0).column(0).compression)
     assert found == ["ZSTD", "GZIP", "ZSTD"]
+    ours, theirs = ({path.name: path.read_bytes() for path in at.glob("all/*")} for at in (output, repository))
+    assert ours == theirs
 
 
 def test_a_cluster_that_does_not_see_a_source_is_refused_before_work_starts(tmp_path: Path) -> None:
@@ -127,13 +107,14 @@ def test_a_cluster_that_does_not_see_a_source_is_refused_before_work_starts(tmp_
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
-def test_a_scheduler_that_does_not_answer_is_named(
+def test_a_scheduler_that_does_not_answer_is_named_and_nothing_is_written(
     source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(executors, "CONNECT_SECONDS", 1)
     command = [str(source_folder), str(tmp_path / "so2sat"), "--dask", "tcp://127.0.0.1:1"]
     assert build.main(command) == 1
-    assert "no Dask scheduler answers at tcp://127.0.0.1:1" in capsys.readouterr().err
+    assert "tcp://127.0.0.1:1" in capsys.readouterr().err
+    assert contents(tmp_path / "so2sat") == {}
 
 
 def test_without_dask_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.text import Text
 
 import so2sat
-from publishing import facts, figures
+from publishing import facts, figures, layout
 from publishing.band_statistics import ConfigStatistics
 from publishing.figures import Patch
 
@@ -36,8 +36,8 @@ def measured_bands() -> Any:
     sentinel1[0, 0, 0, 1:3] = -5007, 12702
     sentinel1[..., 3] = np.nan
     sentinel2[..., 4] = np.nan
-    statistics = ConfigStatistics("all")
-    statistics.add(np.zeros(20, np.int64), {"sentinel1": sentinel1, "sentinel2": sentinel2})
+    statistics = ConfigStatistics(layout.KINDS["all"].bands)
+    statistics.add({"label": np.zeros(20, np.int64), "sentinel1": sentinel1, "sentinel2": sentinel2})
     return json.loads(json.dumps(statistics.summary()["bands"], allow_nan=False))
 
 

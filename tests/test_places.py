@@ -290,7 +290,7 @@ def test_every_config_of_the_builder_loads_as_the_builder_makes_it(
 
 
 def test_statistics_count_the_patches_of_every_config(full_folder: Path, full_repository: Path) -> None:
-    told = json.loads((full_repository / build.STATISTICS_NAME).read_text())["configs"]
+    told = json.loads((full_repository / layout.STATISTICS_NAME).read_text())["configs"]
     assert list(told) == list(layout.CONFIGS)
     for name, config in layout.CONFIGS.items():
         assert list(told[name]) == list(config.files)
@@ -335,7 +335,7 @@ GEO_TEST = "geo/test-00000-of-00001.parquet"
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("city", "berlin", "row 3 has city berlin, expected "),
+        ("city", "berlin", "row 3 has city 'berlin', expected "),
         ("city", None, "row 3 has city None, expected "),
         ("epsg", 32633, "row 3 has epsg 32633, expected "),
         ("x", 1.0, "row 3 has x 1.0, expected "),
@@ -418,9 +418,9 @@ def test_a_rebuild_without_other_splits_asks_before_they_go(full_folder: Path, t
     shutil.copytree(full_folder / "block", tmp_path / "data" / "block")
     build.build(str(tmp_path / "data"), tmp_path / "so2sat", ["rgb_random", "rgb_block"])
     shutil.rmtree(tmp_path / "data" / "random")
-    with pytest.raises(CommandError, match=r"was made from random/\w+\.h5 too, which SOURCE lacks; --force"):
+    with pytest.raises(CommandError, match=r"was made from random/\w+\.h5 too, which SOURCE lacks; --drop"):
         build.build(str(tmp_path / "data"), tmp_path / "so2sat")
     assert list((tmp_path / "so2sat" / "rgb_random").glob("*.parquet"))
-    assert build.build(str(tmp_path / "data"), tmp_path / "so2sat", force=True).configs == ["rgb_block", "all_block"]
+    assert build.build(str(tmp_path / "data"), tmp_path / "so2sat", drop=True).configs == ["rgb_block", "all_block"]
     assert not list((tmp_path / "so2sat" / "rgb_random").glob("*.parquet"))
     assert verify.verify(tmp_path / "so2sat", str(tmp_path / "data")).findings == []

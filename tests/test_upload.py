@@ -317,7 +317,7 @@ def test_one_commit_brings_data_and_takes_away_what_is_stale(
     shutil.copytree(source, tmp_path / "edition1")
     for file in (tmp_path / "edition1").glob("testing*"):
         file.unlink()
-    build.build(str(tmp_path / "edition1"), copy, force=True)
+    build.build(str(tmp_path / "edition1"), copy, drop=True)
     code, text = client(copy, name)
     assert code == 0, text
     for path in (

@@ -11,13 +11,12 @@ its bits (sign, exponent and 7 bits of the mantissa) and stands for its middle, 
 from any value in it (below 2**-126 in magnitude: at most 2**-133, absolute). To be fast the histograms of float32 bands
 count one pixel in four, those in even lines and columns of a patch; neighbours are much alike, so these tell nearly as
 much. A percentile p is the nearest rank: the smallest value that at least p % of the counted values don't exceed. For
-uint8 every pixel is counted and there is a bin per value, so the percentiles are exact.
+uint8 every pixel is counted and there is a bin per value, so everything is exact and comes from the histogram.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,42 +32,32 @@ METHOD = (
     " besides that of sampling, within [min, max]."
 )
 
-# The bands of the arrays, by the kind of a config.
-BANDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "rgb": {"image": ("red", "green", "blue")},
-    "all": {
-        "sentinel1": tuple(band.name for band in so2sat.SENTINEL1_BANDS),
-        "sentinel2": tuple(band.name for band in so2sat.SENTINEL2_BANDS),
-    },
-    "geo": {},
-}
-DTYPES: Mapping[str, str] = {"rgb": "uint8", "all": "float32"}
-
 # In thousandths, so that ranks are computed with integers.
 PERCENTILES: Mapping[str, int] = {"0.1": 1, "1": 10, "50": 500, "99": 990, "99.9": 999}
 
-HISTOGRAM_BINS = {"float32": 1 << 16, "uint8": 1 << 8}
+BINS = {"float32": 1 << 16, "uint8": 1 << 8}
 PIXEL_STEP = 2  # from one line or column of float32 that goes into the histogram to the next
 
 Block = npt.NDArray[np.float32 | np.uint8]
+Moments = npt.NDArray[np.float64]  # shape (5, bands): count, mean, M2, minimum and maximum of the finite values
 
 
 class BandStatistics:
     """Statistics of the bands of one array.
 
     Attributes:
+        names: Names of the bands.
         dtype: "float32" or "uint8".
-        nonfinite: Values that are NaN or infinite and count for nothing else, shape (bands,), int64.
-        moments: Count, mean, M2, minimum and maximum of the others.
-        histogram: How many of them fall into which bin, shape (bands, HISTOGRAM_BINS[dtype]), int64.
+        size: Values added per band.
+        moments: Those of float32 bands, see Moments.
+        histogram: How many finite values fall into which bin, shape (bands, BINS[dtype]), int64.
     """
 
-    def __init__(self, bands: int, dtype: str = "float32") -> None:
+    def __init__(self, names: Sequence[str], dtype: str = "float32") -> None:
         """Makes the statistics of no rows."""
-        self.dtype = dtype
-        self.nonfinite = np.zeros(bands, np.int64)
-        self.moments = _Moments.of_nothing(bands)
-        self.histogram = np.zeros((bands, HISTOGRAM_BINS[dtype]), np.int64)
+        self.names, self.dtype, self.size = names, dtype, 0
+        self.moments = _of_nothing(len(names))
+        self.histogram = np.zeros((len(names), BINS[dtype]), np.int64)
 
     def add(self, block: Block) -> None:
         """Adds rows.
@@ -79,27 +68,24 @@ class BandStatistics:
         Raises:
             ValueError: It is something else.
         """
-        bands = len(self.histogram)
+        bands = len(self.names)
         if block.ndim != 4 or block.shape[-1] != bands or block.dtype != self.dtype:
             raise ValueError(
                 f"block is {block.dtype} {block.shape}, expected {self.dtype} (rows, height, width, {bands})"
             )
         if block.size == 0:
             return
-        block = np.ascontiguousarray(block)
-        if block.dtype == np.uint8:  # its histogram tells everything
-            counts = np.stack([np.bincount(pixels, minlength=256) for pixels in block.reshape(-1, bands).T])
-            moments = _Moments.of_counts(counts)
-            self.histogram += counts
+        self.size += block.size // bands
+        if self.dtype == "uint8":
+            bins = block.reshape(-1, bands)
         else:
-            moments = _Moments.of(block)
+            block = np.ascontiguousarray(block)
+            self.moments = _merged(self.moments, _of_block(block))
             sample = block[:, ::PIXEL_STEP, ::PIXEL_STEP].astype("<f4", copy=False)
             bins = sample.view("<u2")[..., 1::2].reshape(-1, bands)
-            for band, histogram in enumerate(self.histogram):
-                found = np.bincount(bins[:, band])  # only as long as its highest bin needs, which is fast
-                histogram[: len(found)] += found
-        self.nonfinite = self.nonfinite + (block.size // bands - moments.count)
-        self.moments = self.moments.merged(moments)
+        for band, histogram in enumerate(self.histogram):
+            found = np.bincount(bins[:, band])  # only as long as its highest bin needs, which is fast
+            histogram[: len(found)] += found
 
     def merge(self, other: BandStatistics) -> None:
         """Adds the rows of another; always in the same order, or the last digits of mean and std may differ.
@@ -107,227 +93,187 @@ class BandStatistics:
         Raises:
             ValueError: It is of other bands.
         """
-        if (self.dtype, self.histogram.shape) != (other.dtype, other.histogram.shape):
-            raise ValueError(
-                f"{len(other.histogram)} bands of {other.dtype}, expected {len(self.histogram)} of {self.dtype}"
-            )
-        self.nonfinite = self.nonfinite + other.nonfinite
-        self.moments = self.moments.merged(other.moments)
+        if (self.names, self.dtype) != (other.names, other.dtype):
+            raise ValueError(f"bands are {other.names} of {other.dtype}, expected {self.names} of {self.dtype}")
+        self.size += other.size
+        self.moments = _merged(self.moments, other.moments)
         self.histogram += other.histogram
 
     def summary(self) -> list[dict[str, Any]]:
         """Makes a JSON object per band.
 
         Returns:
-            `count`, `nonfinite`, `mean`, `std`, `min`, `max` and `percentiles`, by the names in PERCENTILES, of each
-            band. All but the counts are None where there are no finite values.
+            `name`, `count`, `nonfinite`, `mean`, `std`, `min`, `max` and `percentiles`, by the names in PERCENTILES, of
+            each band. All but name and counts are None where there are no finite values.
         """
-        return [self._summary(band) for band in range(len(self.histogram))]
+        moments = self.moments
+        if self.dtype == "uint8" and self.size:
+            moments = _of_counts(self.histogram)
+        return [self._summary(band, *moments[:, band].tolist()) for band in range(len(self.names))]
 
-    def _summary(self, band: int) -> dict[str, Any]:
-        count = int(self.moments.count[band])
-        low, high = float(self.moments.min[band]), float(self.moments.max[band])
-        result: dict[str, Any] = {"count": count, "nonfinite": int(self.nonfinite[band])}
+    def _summary(self, band: int, count: float, mean: float, m2: float, low: float, high: float) -> dict[str, Any]:
+        result: dict[str, Any] = {"name": self.names[band], "count": int(count), "nonfinite": self.size - int(count)}
         if count == 0:
             return {**result, **dict.fromkeys(("mean", "std", "min", "max", "percentiles"))}
+        numbers = {"mean": mean, "std": float(np.sqrt(m2 / count)), "min": low, "max": high}
+        return {**result, **numbers, "percentiles": self._percentiles(band, low, high)}
+
+    def _percentiles(self, band: int, low: float, high: float) -> dict[str, float] | None:
         values = _bin_values(self.dtype)
         order = np.argsort(values, kind="stable")
         order = order[np.isfinite(values[order])]
         cumulative = self.histogram[band, order].cumsum()
         counted = int(cumulative[-1])
-        percentiles = None
-        if counted:  # else all finite values are among the pixels left out
-            ranks = [-(-counted * thousandths // 1000) for thousandths in PERCENTILES.values()]
-            found = values[order[np.searchsorted(cumulative, ranks)]].clip(low, high)
-            percentiles = dict(zip(PERCENTILES, found.tolist()))
-        return {
-            **result,
-            "mean": float(self.moments.mean[band]),
-            "std": float(np.sqrt(self.moments.m2[band] / count)),
-            "min": low,
-            "max": high,
-            "percentiles": percentiles,
-        }
+        if not counted:  # all finite values are among the pixels left out
+            return None
+        ranks = [-(-counted * thousandths // 1000) for thousandths in PERCENTILES.values()]
+        found = values[order[np.searchsorted(cumulative, ranks)]].clip(low, high)
+        return dict(zip(PERCENTILES, found.tolist()))
 
-    def to_arrays(self) -> dict[str, Any]:
-        """Makes a dict of arrays for np.savez, from which from_arrays makes the same again, to the bit."""
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Makes a dict of arrays for np.savez, from which `load` makes the same again, to the bit."""
         filled = np.flatnonzero(self.histogram)
-        return {
-            "dtype": np.array(self.dtype),
-            "nonfinite": self.nonfinite,
-            **vars(self.moments),
-            "histogram_bins": filled.astype(np.uint32),
-            "histogram_counts": self.histogram.reshape(-1)[filled],
-        }
+        counts = self.histogram.reshape(-1)[filled]
+        return {"size": np.array(self.size), "moments": self.moments, "bins": filled, "counts": counts}
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> BandStatistics:
-        """Makes what to_arrays was called on.
+    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Makes this, the statistics of no rows, what to_arrays was called on.
 
         Raises:
-            KeyError: An array is missing.
+            KeyError, ValueError, IndexError, TypeError: The arrays are of something else.
         """
-        result = cls(len(arrays["count"]), str(arrays["dtype"]))
-        result.nonfinite = arrays["nonfinite"]
-        result.moments = _Moments(**{field.name: arrays[field.name] for field in dataclasses.fields(_Moments)})
-        result.histogram.reshape(-1)[arrays["histogram_bins"]] = arrays["histogram_counts"]
-        return result
+        self.size = int(arrays["size"])
+        self.moments = arrays["moments"].astype(np.float64).reshape(self.moments.shape)
+        self.histogram.reshape(-1)[arrays["bins"]] = arrays["counts"]
 
 
 class ConfigStatistics:
     """Statistics of rows of a config: of a shard, of a split.
 
     Attributes:
-        kind: The config's kind, "rgb", "all" or "geo".
         patches_per_class: Shape (17,), int64.
         bands: The statistics of every array by its column.
     """
 
-    def __init__(self, kind: str) -> None:
-        """Makes the statistics of no rows of a config of this kind."""
-        self.kind = kind
-        self.patches_per_class = np.zeros(len(so2sat.LABELS), np.int64)
-        self.bands = {name: BandStatistics(len(bands), DTYPES[kind]) for name, bands in BANDS[kind].items()}
+    def __init__(self, bands: Mapping[str, Sequence[str]]) -> None:
+        """Makes the statistics of no rows, given the names of the bands of every array by its column."""
+        self.patches_per_class: npt.NDArray[np.int64] = np.zeros(len(so2sat.LABELS), np.int64)
+        self.bands = {
+            column: BandStatistics(names, "uint8" if column == "image" else "float32")
+            for column, names in bands.items()
+        }
 
-    def add(self, labels: npt.NDArray[np.int64], blocks: Mapping[str, Block]) -> None:
-        """Adds rows.
-
-        Args:
-            labels: Class indices, shape (rows,), int64.
-            blocks: `image` (rows, 32, 32, 3), uint8, or `sentinel1` (rows, 32, 32, 8) and `sentinel2`
-                (rows, 32, 32, 10), float32. Other entries are ignored.
-        """
-        self.patches_per_class = self.patches_per_class + np.bincount(labels, minlength=len(so2sat.LABELS))
-        for name, statistics in self.bands.items():
-            statistics.add(blocks[name])
+    def add(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Adds rows, given as so2sat.read_columns gives them: `label`, and the arrays by their columns."""
+        self.patches_per_class += np.bincount(columns["label"], minlength=len(so2sat.LABELS))
+        for column, statistics in self.bands.items():
+            statistics.add(columns[column])
 
     def merge(self, other: ConfigStatistics) -> None:
         """Adds the rows of another; always in the same order, see BandStatistics.merge."""
-        self.patches_per_class = self.patches_per_class + other.patches_per_class
-        for name, statistics in self.bands.items():
-            statistics.merge(other.bands[name])
+        self.patches_per_class += other.patches_per_class
+        for column, statistics in self.bands.items():
+            statistics.merge(other.bands[column])
 
     def summary(self) -> dict[str, Any]:
-        """Makes a JSON object: patches per class by name, and by column a list of bands with names."""
-        columns = {
-            column: [{"name": name, **band} for name, band in zip(BANDS[self.kind][column], statistics.summary())]
-            for column, statistics in self.bands.items()
-        }
+        """Makes a JSON object: patches per class by name, and by column a list of bands."""
         patches = dict(zip(so2sat.LABELS, self.patches_per_class.tolist()))
+        columns = {column: statistics.summary() for column, statistics in self.bands.items()}
         return {"patches_per_class": patches, "bands": columns}
 
-    def to_arrays(self) -> dict[str, Any]:
-        """Makes a dict of arrays for np.savez, from which from_arrays makes the same again, to the bit."""
-        arrays = {
-            f"{column}.{name}": array
-            for column, statistics in self.bands.items()
-            for name, array in statistics.to_arrays().items()
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Makes a dict of arrays for np.savez, from which `load` makes the same again, to the bit."""
+        return {
+            "patches_per_class": self.patches_per_class,
+            **{
+                f"{column}.{name}": array
+                for column, statistics in self.bands.items()
+                for name, array in statistics.to_arrays().items()
+            },
         }
-        return {"kind": np.array(self.kind), "patches_per_class": self.patches_per_class, **arrays}
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> ConfigStatistics:
-        """Makes what to_arrays was called on; an open .npz file will do.
+    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Makes this, the statistics of no rows, what to_arrays was called on; an open .npz file will do.
 
         Raises:
-            KeyError: An array is missing.
+            KeyError, ValueError, IndexError, TypeError: The arrays are of something else.
         """
-        result = cls(str(arrays["kind"]))
-        result.patches_per_class = arrays["patches_per_class"]
-        for column in result.bands:
-            prefix = f"{column}."
-            members = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
-            result.bands[column] = BandStatistics.from_arrays(members)
-        return result
+        self.patches_per_class = arrays["patches_per_class"].reshape(self.patches_per_class.shape)
+        for column, statistics in self.bands.items():
+            names = ("size", "moments", "bins", "counts")
+            statistics.load({name: arrays[f"{column}.{name}"] for name in names})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Moments:
-    """Count (int64), mean, M2, minimum and maximum (float64) of the finite values of bands, shape (bands,) each."""
+# ┌───────────┐
+# │  Moments  │
+# └───────────┘
 
-    count: npt.NDArray[np.int64]
-    mean: npt.NDArray[np.float64]
-    m2: npt.NDArray[np.float64]
-    min: npt.NDArray[np.float64]
-    max: npt.NDArray[np.float64]
 
-    @classmethod
-    def of_nothing(cls, bands: int) -> _Moments:
-        zeros = np.zeros(bands)
-        return cls(np.zeros(bands, np.int64), zeros, zeros, np.full(bands, np.inf), np.full(bands, -np.inf))
+def _of_nothing(bands: int) -> Moments:
+    moments = np.zeros((5, bands))
+    moments[3:] = [[np.inf], [-np.inf]]
+    return moments
 
-    @classmethod
-    def of_counts(cls, counts: npt.NDArray[np.int64]) -> _Moments:
-        """Those of uint8 pixels, at least one a band, of which `counts` (bands, 256) have each value."""
-        values = np.arange(256)
-        count = counts.sum(axis=1)
-        mean = (counts * values).sum(axis=1) / count
-        m2 = (counts * (values - mean[:, None]) ** 2).sum(axis=1)
-        low, high = (counts > 0).argmax(axis=1), 255 - (counts[:, ::-1] > 0).argmax(axis=1)
-        return cls(count, mean, m2, low.astype(np.float64), high.astype(np.float64))
 
-    @classmethod
-    def of(cls, block: Block) -> _Moments:
-        """Those of a block of float32, contiguous, at least one row, the last axis being the bands."""
-        bands = block.shape[-1]
-        with np.errstate(invalid="ignore"):
-            moments = cls._of_finite(block.reshape(len(block), -1), bands)
-        # A sum of float32 values can't overflow float64: it is finite if and only if all of them are.
-        for band in np.flatnonzero(~np.isfinite(moments.mean)):
-            values = block[..., band]
-            values = values[np.isfinite(values)]
-            found = cls._of_finite(values.reshape(1, -1), 1) if values.size else cls.of_nothing(1)
-            for mine, its in zip(vars(moments).values(), vars(found).values()):
-                mine[band] = its[0]
-        return moments
+def _of_counts(counts: npt.NDArray[np.int64]) -> Moments:
+    """Those of uint8 pixels, at least one a band, of which `counts` (bands, 256) have each value."""
+    values = np.arange(256)
+    count = counts.sum(axis=1)
+    mean = (counts * values).sum(axis=1) / count
+    m2 = (counts * (values - mean[:, None]) ** 2).sum(axis=1)
+    return np.stack([count, mean, m2, (counts > 0).argmax(axis=1), 255 - (counts[:, ::-1] > 0).argmax(axis=1)])
 
-    @classmethod
-    def _of_finite(cls, rows: Block, bands: int) -> _Moments:
-        """Those of rows of shape (rows, pixels × bands), without copying them or moving bands apart.
 
-        Sums are around the mean of the first row. That may be outliers alone, but then M2 is large too: of R rows, one
-        alone makes it at least (its mean - the mean)² × pixels, so this costs a factor of R + 1 in precision at most.
-        """
-        width = rows.shape[1]
-        pixels = width // bands
-        shift = rows[0].astype(np.float64).reshape(pixels, bands).sum(axis=0) / pixels
-        shifts = np.tile(shift, pixels)
-        deviation, total, squares = np.empty(width), np.zeros(width), np.zeros(width)
-        for row in rows:  # one at a time, they stay in the processor's cache
-            deviation[:] = row
-            deviation -= shifts
-            total += deviation
-            deviation *= deviation
-            squares += deviation
-        count = len(rows) * pixels
-        offset = total.reshape(pixels, bands).sum(axis=0) / count
-        m2 = squares.reshape(pixels, bands).sum(axis=0) - offset * offset * count
-        low = rows.min(axis=0).reshape(pixels, bands).min(axis=0)
-        high = rows.max(axis=0).reshape(pixels, bands).max(axis=0)
-        return cls(
-            np.full(bands, count),
-            shift + offset,
-            m2.clip(0.0),  # rounding may leave less than nothing
-            low + np.zeros(bands),  # in float64, and -0.0 becomes 0.0: which zero is found first is arbitrary
-            high + np.zeros(bands),
-        )
+def _of_block(block: Block) -> Moments:
+    """Those of a block of float32, contiguous, at least one row, the last axis being the bands."""
+    bands = block.shape[-1]
+    with np.errstate(invalid="ignore"):
+        moments = _of_finite(block.reshape(len(block), -1), bands)
+    # A sum of float32 values can't overflow float64: it is finite if and only if all of them are.
+    for band in np.flatnonzero(~np.isfinite(moments[1])):
+        values = block[..., band]
+        values = values[np.isfinite(values)]
+        moments[:, [band]] = _of_finite(values.reshape(1, -1), 1) if values.size else _of_nothing(1)
+    return moments
 
-    def merged(self, other: _Moments) -> _Moments:
-        count = self.count + other.count
-        share = other.count / np.maximum(count, 1)
-        difference = other.mean - self.mean
-        return _Moments(
-            count,
-            self.mean + difference * share,
-            self.m2 + other.m2 + difference * difference * self.count * share,
-            np.minimum(self.min, other.min),
-            np.maximum(self.max, other.max),
-        )
+
+def _of_finite(rows: Block, bands: int) -> Moments:
+    """Those of rows of shape (rows, pixels × bands), without copying them or moving bands apart.
+
+    Sums are around the mean of the first row. That may be outliers alone, but then M2 is large too: of R rows, one
+    alone makes it at least (its mean - the mean)² × pixels, so this costs a factor of R + 1 in precision at most.
+    """
+    width = rows.shape[1]
+    pixels = width // bands
+    shift = rows[0].astype(np.float64).reshape(pixels, bands).sum(axis=0) / pixels
+    shifts = np.tile(shift, pixels)
+    deviation, total, squares = np.empty(width), np.zeros(width), np.zeros(width)
+    for row in rows:  # one at a time, they stay in the processor's cache
+        np.subtract(row, shifts, out=deviation)
+        total += deviation
+        deviation *= deviation
+        squares += deviation
+    count = len(rows) * pixels
+    offset = total.reshape(pixels, bands).sum(axis=0) / count
+    m2 = squares.reshape(pixels, bands).sum(axis=0) - offset * offset * count
+    low = rows.min(axis=0).reshape(pixels, bands).min(axis=0)
+    high = rows.max(axis=0).reshape(pixels, bands).max(axis=0)
+    # Rounding may leave M2 below 0; and -0.0 becomes 0.0, because which zero is found first is arbitrary.
+    return np.stack([np.full(bands, float(count)), shift + offset, m2.clip(0.0), low + 0.0, high + 0.0])
+
+
+def _merged(first: Moments, second: Moments) -> Moments:
+    count = first[0] + second[0]
+    share = second[0] / np.maximum(count, 1)
+    difference = second[1] - first[1]
+    mean = first[1] + difference * share
+    m2 = first[2] + second[2] + difference * difference * first[0] * share
+    return np.stack([count, mean, m2, np.minimum(first[3], second[3]), np.maximum(first[4], second[4])])
 
 
 def _bin_values(dtype: str) -> npt.NDArray[np.float64]:
     """The value each bin stands for: its middle, zero for the two bins of zeros, not finite for those of no number."""
-    bins = np.arange(HISTOGRAM_BINS[dtype], dtype=np.uint32)
+    bins = np.arange(BINS[dtype], dtype=np.uint32)
     if dtype == "uint8":
         return bins.astype(np.float64)
     with np.errstate(invalid="ignore"):  # signalling NaNs

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 
+import publishing
 import so2sat
 
 
@@ -27,6 +29,18 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
     return result
 
 
+def number(least: int, most: int = 1 << 62) -> Callable[[str], int]:
+    """Makes the type of an argument that is a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+            upto = f" to {most}" if most < 1 << 62 else " on"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least}{upto}")
+        return int(text)
+
+    return parse
+
+
 def run(
     command: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
@@ -40,8 +54,13 @@ def run(
     Returns:
         The exit status: the command's, 1 after an error of the user's or of the system's, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may have letters that a terminal lacks
+            stream.reconfigure(errors="backslashreplace")
     options = arguments.parse_args(argv)
     try:
+        if signal.getsignal(signal.SIGINT) is publishing.end:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return command(options) or 0
     except (CommandError, so2sat.SourceError, OSError) as error:
         if options.debug:

@@ -1,4 +1,4 @@
-"""Where the work of a build runs: in processes of this machine or on a Dask cluster."""
+"""Where work runs: here, in processes of this machine or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tempfile
 import threading
 import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,35 @@ CONNECT_SECONDS = 30
 
 PACKAGE = Path(__file__).parent
 
+# Calls a function with every item, and gives each item with its result as soon as it is there.
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
+
+
+def here(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Runs work in this process, in order."""
+    for item in items:
+        yield item, function(item)
+
+
+def _run_in(pool: concurrent.futures.Executor, lost: type[Exception]) -> Run:
+    """Runs work in a pool, whose exception `lost` says that it lost a worker."""
+
+    def run(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        try:
+            futures = {pool.submit(function, item): item for item in items}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except lost as error:
+            raise CommandError(
+                "a worker process was killed, perhaps for want of memory; try again, with fewer workers"
+            ) from error
+
+    return run
+
 
 @contextlib.contextmanager
-def processes(workers: int) -> Iterator[concurrent.futures.Executor]:
-    """A pool of worker processes that end with this process, however it ends."""
+def processes(workers: int) -> Iterator[Run]:
+    """Worker processes that end with this process, however it ends."""
     before = {*multiprocessing.active_children()}
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
@@ -41,16 +66,12 @@ def processes(workers: int) -> Iterator[concurrent.futures.Executor]:
             for _ in range(workers):
                 pool.submit(int)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            yield pool
-        except BaseException as error:
+            yield _run_in(pool, BrokenProcessPool)
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in {*multiprocessing.active_children()} - before:
                 child.terminate()
                 child.join()
-            if isinstance(error, BrokenProcessPool):
-                raise CommandError(
-                    "a worker process was killed, perhaps for want of memory; try again, with fewer --workers"
-                ) from error
             raise
 
 
@@ -66,9 +87,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def dask_cluster(
-    address: str, workers: int, output: Path, sources: Sequence[str]
-) -> Iterator[concurrent.futures.Executor]:
+def dask_cluster(address: str, workers: int, output: Path, sources: Sequence[str]) -> Iterator[Run]:
     """The workers of a Dask cluster. Dask gives the work of a lost worker to another.
 
     Args:
@@ -103,10 +122,7 @@ def dask_cluster(
         if address != "local":
             _send_package(client)
         _check_view(client, output, [path for path in sources if not is_remote_url(path)])
-        try:
-            yield client.get_executor(pure=False)
-        except distributed.KilledWorker as error:
-            raise CommandError(f"Dask workers were lost again and again over the same shard ({error})") from error
+        yield _run_in(client.get_executor(pure=False), distributed.KilledWorker)
 
 
 def _send_package(client: Any) -> None:
@@ -138,12 +154,11 @@ def _check_view(client: Any, output: Path, sources: Sequence[str]) -> None:
     token.touch()
     try:
         for path, shown in [(str(token), str(output)), *((source, source) for source in sources)]:
-            seen: dict[str, bool] = client.run(os.path.exists, path)
-            blind = [worker for worker, sees in seen.items() if not sees]
-            if blind:
-                raise CommandError(
-                    f"Dask worker {blind[0]} doesn't see {shown}; SOURCE and OUTPUT must be on a file system that all"
-                    " workers share, under the same path"
-                )
+            for worker, sees in client.run(os.path.exists, path).items():
+                if not sees:
+                    raise CommandError(
+                        f"Dask worker {worker} doesn't see {shown}; SOURCE and OUTPUT must be on a file system that all"
+                        " workers share, under the same path"
+                    )
     finally:
         token.unlink()
