@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
     parser.add_argument("--revision", metavar="R", default="main", help="branch (default: %(default)s)")
-    parser.add_argument("--tag", type=_tag, help="set this tag on the result once it is checked, e.g. v2.1.0")
+    parser.add_argument("--tag", type=_tag, help="set this tag on the result; the card's revision= names v2.1.0")
     parser.add_argument("--replace-card", action="store_true", help="replace a card that others have changed")
     parser.add_argument("--dry-run", action="store_true", help="check, say what would be done, and send nothing")
     return command.run(_run, parser, argv)

@@ -34,7 +34,7 @@ import hub
 import sample
 import so2sat
 import upload
-from conftest import contents, hearing
+from conftest import contents, hearing, legacy_python
 from publishing import card, layout, manifest
 
 NUMBERS = itertools.count()
@@ -244,15 +244,13 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("version", ["5", "3.6"])
-def test_what_was_uploaded_loads_in_every_way(
-    dataset: Dataset, version: str, local: Path, source: Path, legacy_python: Path
-) -> None:
+def test_what_was_uploaded_loads_in_every_way(dataset: Dataset, version: str, local: Path, source: Path) -> None:
     code, text = dataset.upload(local, loads=version == "5")
     assert code == 0, text
     calls = f'load_dataset("{dataset.name}", "rgb")\nload_dataset("{dataset.name}", "all")\n'
     assert f"{dataset.server.endpoint}/datasets/{dataset.name}\n{calls}" in text
     dataset.assert_equal(local)
-    python = str(legacy_python) if version == "3.6" else sys.executable
+    python = str(legacy_python()) if version == "3.6" else sys.executable
     run = [python, "-c", USE, dataset.name, version, str(local), "rgb", "all", "geo"]
     done = subprocess.run(run, env=dataset.server.environment(home=version), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -836,14 +834,14 @@ def test_names_and_places_do_not_matter(dataset: Dataset, local: Path, tmp_path:
     """A read-only folder behind a link with another name, a token in a file, an address with a slash at its end, and a
     folder that is called like the dataset, which load_dataset would prefer to the Hub.
     """
-    folder = Path(shutil.copytree(local, tmp_path / "Städte ☂"))
+    folder = Path(shutil.copytree(local, tmp_path / "Städte ☂" / "so2sat"))
     folder.chmod(0o555)
-    (tmp_path / "so2sat").symlink_to(folder)
+    (tmp_path / "link").symlink_to(folder)
     (tmp_path / dataset.name / "rgb").mkdir(parents=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text("hf_write\n")
     more = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"{dataset.server.endpoint}/"}
-    command = [sys.executable, upload.__file__, "so2sat", dataset.name]
+    command = [sys.executable, upload.__file__, "link", dataset.name]
     done = subprocess.run(
         command, env={**dataset.server.environment(None), **more}, cwd=tmp_path, capture_output=True, text=True
     )
