@@ -1,6 +1,6 @@
-"""A small Hugging Face Hub on 127.0.0.1: what huggingface_hub and datasets ask of the real one about dataset
-repositories, with the same answers, over the same HTTP. It fails on demand and remembers every request. There are no
-tags, no discussions but pull requests, and no Xet storage: clients need HF_HUB_DISABLE_XET=1.
+"""A small Hugging Face Hub on 127.0.0.1: what download.py, upload.py and load_dataset ask of the real one about dataset
+repositories, with the same answers, over the same HTTP; it refuses the rest. It fails on demand and remembers every
+request. Clients may use Xet for what they send, but the environment that it gives them doesn't.
 
     with hub.serving(tmp_path) as server:
         server.create("org/name")
@@ -11,37 +11,29 @@ tags, no discussions but pull requests, and no Xet storage: clients need HF_HUB_
 from __future__ import annotations
 
 import base64
-import codecs
 import contextlib
-import fnmatch
 import hashlib
 import http
 import http.server
 import json
-import math
 import os
 import re
+import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlencode
+from urllib.parse import parse_qs, unquote
 
+import pyarrow as pa
 import yaml
 
-# Endings of files that go to the large file storage; of the list that the Hub writes into a new dataset repository.
-LFS_ENDINGS = """7z arrow bin bz2 gz h5 msgpack npy npz parquet pickle pkl pt safetensors tar tgz xz zip zst
-    bmp gif jpeg jpg png tiff webp"""
-TRACKED = "{} filter=lfs diff=lfs merge=lfs -text\n"
-LARGE = 10_000_000  # bytes from which a text file goes to the large file storage too
-
-# Of the licenses that the Hub knows, those that data come under.
-LICENSES = """apache-2.0 mit bsd-3-clause cc cc0-1.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-4.0
-    cc-by-nd-4.0 cc-by-nc-sa-4.0 cc-by-nc-nd-4.0 odc-by odbl pddl unknown other"""
+LARGE = (".parquet", ".h5", ".gz", ".png")  # files of these go to the large file storage
+LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "other", "unknown"}  # some of those that the Hub knows
 
 
 # What a repository is
@@ -50,7 +42,7 @@ LICENSES = """apache-2.0 mit bsd-3-clause cc cc0-1.0 cc-by-3.0 cc-by-4.0 cc-by-s
 class Entry(NamedTuple):
     """A file in a commit."""
 
-    oid: str  # SHA-1 that git has for the content, or for the pointer to the large file storage
+    oid: str  # SHA-1 that git has
     size: int
     sha256: str | None  # of a file in the large file storage
 
@@ -62,9 +54,7 @@ class Commit:
     sha: str
     parent: str | None
     title: str
-    message: str
     author: str
-    date: str
     tree: Mapping[str, Entry]
 
 
@@ -75,8 +65,18 @@ class Pull:
     number: int
     title: str
     author: str
-    status: str
-    date: str
+    status: str = "open"
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def told(value: Any, status: int = 200) -> Answer:
+    """An answer in JSON."""
+    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8"})
 
 
 class Refusal(Exception):
@@ -93,48 +93,36 @@ def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def pointer(sha256: str, size: int) -> bytes:
-    """What git holds in place of a file in the large file storage."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-
-
-def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-
-
 class Repository:
     """Commits, what points to them, and contents. Everything changes at once, by `advance`."""
 
-    def __init__(self, name: str, author: str, private: bool, gated: bool) -> None:
-        self.name, self.private, self.gated, self.created = name, private, gated, now()
+    def __init__(self, name: str, private: bool) -> None:
+        self.name, self.private = name, private
         self.contents: dict[str, bytes] = {}  # by oid, or by sha256 in the large file storage
-        self.parts: dict[str, dict[int, bytes]] = {}  # of uploads in parts, by sha256
+        self.xorbs: dict[str, list[bytes]] = {}  # chunks that Xet has brought
         self.commits: dict[str, Commit] = {}
-        self.refs: dict[str, str] = {}  # refs/heads/main, refs/pr/1 → sha
+        self.refs: dict[str, str] = {}  # refs/heads/main, refs/pr/1, refs/tags/v1 → sha
         self.pulls: dict[int, Pull] = {}
-        attributes = self.store("".join(TRACKED.format(f"*.{ending}") for ending in LFS_ENDINGS.split()).encode())
-        self.advance("refs/heads/main", None, {".gitattributes": attributes}, "initial commit", author=author)
+        self.advance("refs/heads/main", None, {".gitattributes": self.store(b"")}, "initial commit", "")
 
-    def advance(
-        self, ref: str, parent: str | None, tree: Mapping[str, Entry], title: str, message: str = "", author: str = ""
-    ) -> Commit:
+    def advance(self, ref: str, parent: str | None, tree: Mapping[str, Entry], title: str, author: str) -> Commit:
         """Makes a commit and lets a ref point to it."""
-        told = [len(self.commits), time.time_ns(), self.name, parent, title, message, dict(tree)]
-        sha = hashlib.sha1(json.dumps(told).encode()).hexdigest()
-        self.commits[sha] = Commit(sha, parent, title, message, author, now(), dict(tree))
+        about = [len(self.commits), time.time_ns(), self.name, parent, title, dict(tree)]
+        sha = hashlib.sha1(json.dumps(about).encode()).hexdigest()
+        self.commits[sha] = Commit(sha, parent, title, author, dict(tree))
         self.refs[ref] = sha
         return self.commits[sha]
 
     def store(self, content: bytes, large: bool = False) -> Entry:
         """Keeps a content, for a commit to come."""
         sha256 = hashlib.sha256(content).hexdigest() if large else None
-        oid = git_oid(pointer(sha256, len(content)) if sha256 else content)
+        oid = git_oid(content)
         self.contents[sha256 or oid] = content
         return Entry(oid, len(content), sha256)
 
     def ref(self, revision: str) -> str:
-        """Full name of a branch or a pull request's ref."""
-        for name in (revision, f"refs/heads/{revision}"):
+        """Full name of a branch, a tag or a pull request's ref."""
+        for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
             if name in self.refs:
                 return name
         raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -150,62 +138,28 @@ class Repository:
             commits.append(self.commits[commits[-1].parent])
         return commits
 
+    def last_change(self, commit: Commit, path: str) -> Commit:
+        """The commit that a file comes from."""
+        last, *earlier = self.history(commit.sha)
+        for before in earlier:
+            if before.tree.get(path) != last.tree[path]:
+                break
+            last = before
+        return last
+
     def files(self, revision: str = "main") -> dict[str, bytes]:
         """Files of a revision with their content."""
         tree = self.at(revision).tree
-        return {path: self.content(tree, path) for path in sorted(tree)}
-
-    def content(self, tree: Mapping[str, Entry], path: str) -> bytes:
-        """What a file holds; nothing if it is not there."""
-        entry = tree.get(path)
-        return self.contents[entry.sha256 or entry.oid] if entry else b""
-
-    def is_tracked(self, tree: Mapping[str, Entry], path: str) -> bool:
-        """Whether .gitattributes sends a file to the large file storage."""
-        lines = self.content(tree, ".gitattributes").decode().splitlines()
-        patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
-        return any(fnmatch.fnmatch(name, pattern) for name in (path, Path(path).name) for pattern in patterns)
-
-
-# Who asks, and what they may do
-
-
-class Token(NamedTuple):
-    """An access token. A fine-grained one has permissions by scope: a user, an organization or a repository."""
-
-    secret: str
-    user: str = "maker"
-    role: str = "write"
-    scopes: Mapping[str, Sequence[str]] = {}
-
-
-PERMISSIONS = {"repo.content.read": {"read"}, "repo.write": {"read", "write"}, "discussion.write": {"propose"}}
-
-
-def rights(hub: Hub, token: Token | None, name: str, private: bool = False) -> set[str]:
-    """What a token may do with a repository: read, write, propose (a pull request)."""
-    public = set() if private else {"read"}
-    if token is None:
-        return public
-    namespace = name.split("/")[0]
-    if token.role == "fineGrained":
-        granted = [permission for scope in (namespace, name) for permission in token.scopes.get(scope, ())]
-        return public.union(*(PERMISSIONS.get(permission, set()) for permission in granted))
-    if token.user != namespace and token.user not in hub.members.get(namespace, ()):
-        return public | ({"propose"} if public and token.role == "write" else set())
-    return {"read", "write", "propose"} if token.role == "write" else {"read"}
-
-
-def not_found(token: Token | None) -> Refusal:
-    """What does not exist looks like what one may not see. The real Hub sends no code with 401, but huggingface_hub
-    takes that for RepositoryNotFoundError at https addresses only (REPO_API_REGEX), so here the code has to say it.
-    """
-    if token is None:
-        return Refusal(401, "Invalid username or password.", "RepoNotFound")
-    return Refusal(404, "Repository not found", "RepoNotFound")
+        return {path: self.contents[tree[path].sha256 or tree[path].oid] for path in sorted(tree)}
 
 
 # What happens
+
+
+class Token(NamedTuple):
+    secret: str
+    user: str = "maker"
+    role: str = "write"
 
 
 @dataclass
@@ -228,7 +182,7 @@ class Fault:
 
     Kinds: a status ("429", "500", "503", …) is answered in place of everything else; "cut" breaks off in the middle of
     the request's body, before anything is done, or of the answer's if the request has none; "lost" does what was asked
-    for and hangs up without an answer.
+    for and hangs up without an answer; anything else is the body of the answer, in JSON or not.
     """
 
     stage: str
@@ -238,29 +192,20 @@ class Fault:
     path: str = ""
     wait: int = 0  # seconds that 429 tells to wait
 
-
-class Answer(NamedTuple):
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-
-def told(value: Any, status: int = 200) -> Answer:
-    """An answer in JSON."""
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8"})
-
-
-def failed(fault: Fault) -> Answer:
-    """What a fault answers: JSON as the Hub does it, or the page of a proxy in front of it."""
-    status = int(fault.kind)
-    phrase = http.HTTPStatus(status).phrase
-    if status >= 502:
-        return Answer(status, f"<html><h1>{status} {phrase}</h1></html>".encode(), {"Content-Type": "text/html"})
-    answer = Refusal(status, f"{phrase} (on demand)").answer
-    if status == 429:
-        limits = {"RateLimit": f'"api";r=0;t={fault.wait}', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
-        answer.headers.update(limits, **{"Retry-After": str(fault.wait)})
-    return answer
+    def answer(self) -> Answer | None:
+        """What is answered in place of everything else: as the Hub does it, or the page of a proxy before it."""
+        if self.kind in ("cut", "lost"):
+            return None
+        if not (self.kind.isdigit() and len(self.kind) == 3):
+            return Answer(200, self.kind.encode(errors="surrogateescape"), {"Content-Type": "application/json"})
+        status, phrase = int(self.kind), http.HTTPStatus(int(self.kind)).phrase
+        if status >= 502:
+            return Answer(status, f"<html><h1>{status} {phrase}</h1></html>".encode(), {"Content-Type": "text/html"})
+        answer = Refusal(status, f"{phrase} (on demand)").answer
+        if status == 429:
+            limits = {"RateLimit": f'"api";r=0;t={self.wait}', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
+            answer.headers.update(limits, **{"Retry-After": str(self.wait)})
+        return answer
 
 
 @dataclass
@@ -268,215 +213,54 @@ class Call:
     """A request as handlers see it."""
 
     hub: Hub
-    method: str
     path: str
     groups: dict[str, str]
     query: dict[str, list[str]]
     headers: Message[str, str]
     body: bytes
-    token: Token | None
-    made: list[tuple[Repository, str, Commit]] = field(default_factory=list)  # commits
+    token: Token | None = None
 
     @property
     def json(self) -> Any:
         return json.loads(self.body)
 
-    @property
-    def revision(self) -> str:
-        return self.groups.get("revision") or "main"
-
     def flag(self, name: str) -> bool:
         return self.query.get(name, [""])[0].lower() in ("1", "true")
 
+    def may_write(self, namespace: str) -> bool:
+        return self.is_member(namespace) and self.token is not None and self.token.role == "write"
+
+    def is_member(self, namespace: str) -> bool:
+        return self.token is not None and self.token.user in {namespace, *self.hub.members.get(namespace, ())}
+
     def repository(self, right: str = "read") -> Repository:
-        """The repository that is asked for, if the token may do that with it."""
-        repository = self.hub.repositories.get(self.groups["repo"])
-        granted = rights(self.hub, self.token, repository.name, repository.private) if repository else set()
-        if repository is None or "read" not in granted or (self.token is None and right != "read"):
-            raise not_found(self.token)
-        if right not in granted:
-            reasons = {"write": "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request"}
-            if self.token and self.token.role == "read":
-                reasons = {"write": "you must use a write token to upload to a repository."}
-            raise Refusal(403, reasons.get(right, "Authorization error."))
+        """The repository that is asked for, if the token may do that with it: read, write or propose."""
+        repository, namespace = self.hub.repositories.get(self.groups["repo"]), self.groups["repo"].split("/")[0]
+        is_hidden = repository is not None and repository.private and not self.is_member(namespace)
+        if repository is None or is_hidden or (right != "read" and not self.token):
+            # The real Hub sends no code with 401; huggingface_hub takes that so for https addresses only.
+            raise Refusal(404 if self.token else 401, "Repository not found", "RepoNotFound")
+        if right == "write" and not self.may_write(namespace):
+            raise Refusal(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
+        if right == "propose" and self.token and self.token.role != "write":
+            raise Refusal(403, "Authorization error.")
         return repository
 
+    def found(self) -> tuple[Repository, Commit]:
+        """The repository and commit that is asked for."""
+        repository = self.repository()
+        return repository, repository.at(self.groups.get("revision") or "main")
 
-# Handlers of the API
+
+# What is asked before an upload
 
 
 def whoami(call: Call) -> Answer:
     if call.token is None:
         raise Refusal(401, "Invalid username or password.")
-    user, role, scopes = call.token.user, call.token.role, call.token.scopes
-    token: dict[str, Any] = {"displayName": f"{role} token", "role": role, "createdAt": now()}
-    if role == "fineGrained":
-        kinds = {True: "dataset", False: "user"}
-        scoped = [
-            {
-                "entity": {"type": "org" if name in call.hub.members else kinds["/" in name], "name": name},
-                "permissions": list(permissions),
-            }
-            for name, permissions in scopes.items()
-        ]
-        token["fineGrained"] = {"canReadGatedRepos": False, "global": [], "scoped": scoped}
-    orgs = [
-        {"type": "org", "id": name, "name": name, "fullname": name, "isEnterprise": False, "roleInOrg": "write"}
-        for name, members in call.hub.members.items()
-        if user in members
-    ]
-    auth = {"type": "access_token", "accessToken": token}
-    return told(
-        {"type": "user", "id": user, "name": user, "fullname": user, "isPro": False, "orgs": orgs, "auth": auth}
-    )
-
-
-def create(call: Call) -> Answer:
-    if call.token is None:
-        raise Refusal(401, "Invalid username or password.")
-    wanted = call.json
-    namespace = wanted.get("organization") or call.token.user
-    name = f"{namespace}/{wanted['name']}"
-    if wanted.get("type") != "dataset":
-        raise Refusal(400, "only dataset repositories here")
-    if "write" not in rights(call.hub, call.token, name):
-        raise Refusal(403, f'You don\'t have the rights to create a dataset under the namespace "{namespace}"')
-    url = f"{call.hub.endpoint}/datasets/{name}"
-    if name in call.hub.repositories:
-        raise Refusal(409, "You already created this dataset repo", url=url)  # create_repo(exist_ok=True) reads the url
-    call.hub.create(name, wanted.get("visibility") == "private" or bool(wanted.get("private")))
-    return told({"url": url, "name": name, "id": name})
-
-
-def lfs_info(entry: Entry, key: str = "oid") -> dict[str, Any]:
-    if not entry.sha256:
-        return {}
-    return {"lfs": {key: entry.sha256, "size": entry.size, "pointerSize": len(pointer(entry.sha256, entry.size))}}
-
-
-def front_matter(card: str) -> Any:
-    """Metadata of a dataset card."""
-    found = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", card, re.DOTALL)
-    return yaml.safe_load(found[1]) if found else None
-
-
-def info(call: Call) -> Answer:
-    repository = call.repository()
-    commit, first = repository.at(call.revision), repository.name.split("/")[0]
-    blobs = call.flag("blobs")
-    siblings = [
-        {"rfilename": path} | ({"size": entry.size, "blobId": entry.oid, **lfs_info(entry, "sha256")} if blobs else {})
-        for path, entry in sorted(commit.tree.items())
-    ]
-    card = None
-    with contextlib.suppress(yaml.YAMLError):
-        card = front_matter(repository.content(commit.tree, "README.md").decode())
-    size = sum(entry.size for entry in commit.tree.values())
-    every = {
-        **{"author": first, "sha": commit.sha, "lastModified": commit.date, "createdAt": repository.created},
-        **{"private": repository.private, "gated": "manual" if repository.gated else False, "disabled": False},
-        **{"downloads": 0, "likes": 0, "tags": [], "cardData": card, "siblings": siblings},
-        **{"usedStorage": size, "mainSize": size},
-    }
-    if "securityStatus" in call.query:
-        every["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
-    wanted = call.query.get("expand", list(every))
-    chosen = {key: value for key, value in every.items() if key in wanted}
-    return told({"_id": repository.name, "id": repository.name, **chosen})
-
-
-def folders(paths: Iterable[str]) -> set[str]:
-    return {parent.as_posix() for path in paths for parent in Path(path).parents} - {"."}
-
-
-def path_info(repository: Repository, commit: Commit, path: str, expand: bool) -> dict[str, Any]:
-    """A file or a folder, as RepoFile and RepoFolder of huggingface_hub take it."""
-    entry = commit.tree.get(path)
-    below = {name: found for name, found in commit.tree.items() if name == path or name.startswith(f"{path}/")}
-    if entry:
-        result = {"type": "file", "oid": entry.oid, "size": entry.size, "path": path, **lfs_info(entry)}
-    else:
-        oid = hashlib.sha1(json.dumps(sorted(below.items())).encode()).hexdigest()
-        result = {"type": "directory", "oid": oid, "size": 0, "path": path}
-    if not expand:
-        return result
-    last = commit
-    for earlier in repository.history(commit.sha):
-        if {name: earlier.tree.get(name) for name in below} != below:
-            break
-        last = earlier
-    scans = {"avScan": {"virusFound": False, "virusNames": None}, "pickleImportScan": None}
-    security = {"securityFileStatus": {"status": "safe", **scans}} if entry else {}
-    return {**result, "lastCommit": {"id": last.sha, "title": last.title, "date": last.date}, **security}
-
-
-def tree(call: Call) -> Answer:
-    repository = call.repository()
-    commit, folder = repository.at(call.revision), call.groups.get("path", "").strip("/")
-    inside = [path for path in commit.tree if not folder or path.startswith(f"{folder}/")]
-    if folder and not inside:
-        raise Refusal(404, f'"{folder}" does not exist on "{call.revision}"', "EntryNotFound")
-    paths = sorted({*inside, *(path for path in folders(inside) if path.startswith(f"{folder}/" if folder else ""))})
-    if not call.flag("recursive"):
-        paths = [path for path in paths if "/" not in path[len(folder) :].strip("/")]
-    expand, cursor = call.flag("expand"), call.query.get("cursor", [""])[0]
-    size = min(call.hub.page_size, 50 if expand else 1000)
-    rest = [path for path in paths if path > cursor]
-    answer = told([path_info(repository, commit, path, expand) for path in rest[:size]])
-    return paged(call, answer, cursor=rest[size - 1]) if rest[size:] else answer
-
-
-def paged(call: Call, answer: Answer, **changes: str) -> Answer:
-    """Adds the address of the next page, where `paginate` of huggingface_hub looks for it."""
-    query = urlencode({**{key: values[0] for key, values in call.query.items()}, **changes})
-    answer.headers["Link"] = f'<{call.hub.endpoint}{call.path}?{query}>; rel="next"'
-    return answer
-
-
-def paths_info(call: Call) -> Answer:
-    repository = call.repository()
-    commit = repository.at(call.revision)
-    form = parse_qs(call.body.decode())
-    expand = form.get("expand", [""])[0].lower() == "true"
-    known = commit.tree.keys() | folders(commit.tree)
-    return told([path_info(repository, commit, path, expand) for path in form.get("paths", []) if path in known])
-
-
-def references(call: Call) -> Answer:
-    repository = call.repository()
-    every = [
-        {"name": ref.removeprefix("refs/heads/"), "ref": ref, "targetCommit": repository.refs[ref]}
-        for ref in repository.refs
-    ]
-    by_kind = {kind: [item for item in every if item["ref"].startswith(kind)] for kind in ("refs/heads/", "refs/pr/")}
-    pulls = {"pullRequests": by_kind["refs/pr/"]} if call.flag("include_prs") else {}
-    return told({"branches": by_kind["refs/heads/"], "converts": [], "tags": [], **pulls})
-
-
-def history(call: Call) -> Answer:
-    commits = call.repository().history(call.revision)
-    page, size = int(call.query.get("p", ["0"])[0]), min(call.hub.page_size, 50)
-    answer = told(
-        [
-            {
-                **{"id": commit.sha, "title": commit.title, "message": commit.message, "date": commit.date},
-                **{"authors": [{"user": commit.author}], "parents": [commit.parent] if commit.parent else []},
-            }
-            for commit in commits[page * size : (page + 1) * size]
-        ]
-    )
-    answer.headers["X-Total-Count"] = str(len(commits))
-    return paged(call, answer, p=str(page + 1)) if commits[(page + 1) * size :] else answer
-
-
-def branch(call: Call) -> Answer:
-    repository, name = call.repository("write"), f"refs/heads/{call.groups['branch']}"
-    if name.startswith("refs/heads/refs/"):
-        raise Refusal(400, f"Invalid reference for a branch: {call.groups['branch']}")
-    if name in repository.refs:
-        raise Refusal(409, f"Reference already exists: {name}")
-    repository.refs[name] = repository.at(call.json.get("startingPoint") or "main").sha
-    return told({"success": True})
+    orgs = [{"type": "org", "name": name} for name, members in call.hub.members.items() if call.token.user in members]
+    access = {"accessToken": {"role": call.token.role}}
+    return told({"type": "user", "name": call.token.user, "orgs": orgs, "auth": access})
 
 
 def harnesses(call: Call) -> Answer:
@@ -489,186 +273,176 @@ def auth_check(call: Call) -> Answer:
     return told({})
 
 
+def front_matter(card: str) -> Any:
+    """Metadata of a dataset card."""
+    found = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", card, re.DOTALL)
+    return yaml.load(found[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if found else None
+
+
 def validate_yaml(call: Call) -> Answer:
     """Checks a card: its metadata are YAML and name a known license. Anyone may ask; RepoCard.validate has no token."""
     try:
-        metadata = front_matter(call.json["content"])
+        metadata = front_matter(call.json["content"]) or {}
     except yaml.YAMLError as error:
         return told({"errors": [{"message": f"YAML Metadata Error: {error}"}], "warnings": []}, 400)
-    if metadata is None:
-        return told({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
-    named = metadata.get("license", "unknown") if isinstance(metadata, dict) else None
-    if not set(named if isinstance(named, list) else [named]) <= set(LICENSES.split()):
-        errors = [{"message": f'"license" must be one of [{", ".join(LICENSES.split())}]'}]
-        return told({"errors": errors, "warnings": []}, 400)
+    if metadata.get("license", "unknown") not in LICENSES:
+        return told({"errors": [{"message": '"license" must be one of those we know'}], "warnings": []}, 400)
     return told({"errors": [], "warnings": []})
 
 
-# Handlers of pull requests
+def create(call: Call) -> Answer:
+    namespace = call.json["organization"]
+    name = f"{namespace}/{call.json['name']}"
+    if not call.may_write(namespace):
+        raise Refusal(403, f'You don\'t have the rights to create a dataset under the namespace "{namespace}"')
+    url = f"{call.hub.endpoint}/datasets/{name}"
+    if name in call.hub.repositories:
+        raise Refusal(409, "You already created this dataset repo", url=url)  # create_repo(exist_ok=True) reads the url
+    call.hub.create(name, call.json.get("visibility") == "private" or bool(call.json.get("private")))
+    return told({"url": url, "name": name, "id": name})
 
 
-def pull_info(repository: Repository, pull: Pull) -> dict[str, Any]:
-    return {
-        **{"num": pull.number, "title": pull.title, "status": pull.status, "createdAt": pull.date},
-        **{"author": {"name": pull.author}, "repo": {"name": repository.name, "type": "dataset"}},
-        **{"isPullRequest": True, "events": [], "filesWithConflicts": [], "diff": ""},
-        "changes": {"base": "refs/heads/main"},
-    }
+# What is where
 
 
-def open_pull(call: Call, repository: Repository, title: str, status: str) -> Pull:
-    author = call.token.user if call.token else ""
-    pull = Pull(len(repository.pulls) + 1, title, author, status, now())
-    repository.pulls[pull.number] = pull
-    return pull
+def info(call: Call) -> Answer:
+    repository, commit = call.found()
+    siblings = [{"rfilename": path} for path in sorted(commit.tree)]
+    about = {"id": repository.name, "sha": commit.sha, "private": repository.private, "siblings": siblings}
+    return told({**about, "author": repository.name.split("/")[0], "gated": False, "disabled": False, "tags": []})
+
+
+def path_info(commit: Commit, path: str) -> dict[str, Any]:
+    """A file or a folder, as RepoFile and RepoFolder of huggingface_hub take it."""
+    entry = commit.tree.get(path)
+    if entry is None:
+        return {"type": "directory", "oid": git_oid(path.encode()), "size": 0, "path": path}
+    lfs = {"lfs": {"oid": entry.sha256, "size": entry.size, "pointerSize": 127}} if entry.sha256 else {}
+    return {"type": "file", "oid": entry.oid, "size": entry.size, "path": path, **lfs}
+
+
+def paths_of(commit: Commit) -> set[str]:
+    """Files and folders."""
+    return {*commit.tree, *(str(folder) for path in commit.tree for folder in Path(path).parents)} - {"."}
+
+
+def tree(call: Call) -> Answer:
+    _, commit = call.found()
+    folder = call.groups.get("path", "").strip("/")
+    prefix = f"{folder}/" if folder else ""
+    paths = sorted(path for path in paths_of(commit) if path.startswith(prefix))
+    if not paths:
+        raise Refusal(404, f'"{folder}" does not exist', "EntryNotFound")
+    if not call.flag("recursive"):
+        paths = [path for path in paths if "/" not in path[len(prefix) :]]
+    return told([path_info(commit, path) for path in paths])
+
+
+def paths_info(call: Call) -> Answer:
+    repository, commit = call.found()
+    form, found = parse_qs(call.body.decode()), []
+    for path in [path for path in form.get("paths", []) if path in paths_of(commit)]:
+        found.append(path_info(commit, path))
+        if path in commit.tree and form.get("expand", [""])[0].lower() == "true":
+            last = repository.last_change(commit, path)
+            found[-1]["lastCommit"] = {"id": last.sha, "title": last.title, "date": "2025-11-25T00:00:00.000Z"}
+    return told(found)
+
+
+def references(call: Call) -> Answer:
+    refs = call.repository().refs
+    named = [{"name": ref.split("/", 2)[2], "ref": ref, "targetCommit": sha} for ref, sha in refs.items()]
+    kinds = {"branches": "refs/heads/", "tags": "refs/tags/", "converts": "refs/convert/"}
+    return told({kind: [item for item in named if item["ref"].startswith(kinds[kind])] for kind in kinds})
+
+
+def set_tag(call: Call) -> Answer:
+    repository, ref = call.repository("write"), f"refs/tags/{call.json['tag']}"
+    if ref in repository.refs:
+        raise Refusal(409, f"Tag already exists: {ref}")
+    repository.refs[ref] = repository.at(call.groups["revision"]).sha
+    return told({"success": True})
 
 
 def discussions(call: Call) -> Answer:
-    repository = call.repository()
-    found = [pull_info(repository, pull) for pull in repository.pulls.values()]
+    repository, status = call.repository(), call.query.get("status", [""])[0]
+    pulls = [pull for pull in repository.pulls.values() if status in ("", "all", pull.status)]
+    found = [
+        {
+            **{"num": pull.number, "title": pull.title, "status": pull.status, "createdAt": "2025-11-25T00:00:00.000Z"},
+            **{"author": {"name": pull.author}, "repo": {"name": repository.name, "type": "dataset"}},
+            "isPullRequest": True,
+        }
+        for pull in pulls
+    ]
     return told({"count": len(found), "start": 0, "discussions": found})
 
 
-def discussion(call: Call) -> Answer:
-    repository, number = call.repository(), int(call.groups["number"])
-    if number not in repository.pulls:
-        raise Refusal(404, "Discussion not found")
-    return told(pull_info(repository, repository.pulls[number]))
-
-
-def propose(call: Call) -> Answer:
-    repository = call.repository("propose")
-    if not call.json.get("pullRequest"):
-        raise Refusal(400, "only pull requests here")
-    pull = open_pull(call, repository, call.json["title"], "draft")
-    repository.refs[f"refs/pr/{pull.number}"] = repository.at("main").sha
-    return told(pull_info(repository, pull))
-
-
-# Handlers of uploads, in the order in which they happen
-
-
-def is_binary(sample: bytes) -> bool:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(sample)  # a sample may end within a character
-    except UnicodeDecodeError:
-        return True
-    return b"\0" in sample
+# An upload, in the order in which it happens
 
 
 def preupload(call: Call) -> Answer:
     """Says where each file goes, and the oid of what is there, so that create_commit leaves out what did not change."""
     repository = call.repository("propose" if call.flag("create_pr") else "write")
-    commit = repository.at(call.revision)
-    ignored = call.json.get("gitIgnore") or repository.content(commit.tree, ".gitignore").decode()
-    patterns = [line.strip().strip("/") for line in ignored.splitlines() if line.strip() and not line.startswith("#")]
+    commit = repository.at(call.groups["revision"])
     files = []
     for file in call.json["files"]:
-        path, there = file["path"], commit.tree.get(file["path"])
-        sample = base64.b64decode(file["sample"])
-        large = repository.is_tracked(commit.tree, path) or file["size"] > LARGE or is_binary(sample)
-        names = {path, Path(path).name, *Path(path).parts, *folders([path])}
-        files.append(
-            {
-                **{"path": path, "uploadMode": "lfs" if large else "regular"},
-                "shouldIgnore": any(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns),
-                **({"oid": there.sha256 or there.oid} if there else {}),
-            }
-        )
+        there = commit.tree.get(file["path"])
+        mode = "lfs" if file["path"].endswith(LARGE) else "regular"
+        about = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+        files.append({**about, **({"oid": there.sha256 or there.oid} if there else {})})
     return told({"files": files, "commitOid": commit.sha})
 
 
 def batch(call: Call) -> Answer:
     """Says how to upload to the large file storage; there is nothing to do for what is there, committed or not."""
     repository = call.repository("write" if "ref" in call.json else "propose")  # no ref: for a pull request
-    hub, objects, multipart = call.hub, [], "multipart" in call.json.get("transfers", ())
-    links = f"{hub.endpoint}/datasets/{repository.name}.git/info/lfs/objects"
+    hub, objects = call.hub, []
     for wanted in call.json["objects"]:
-        oid, size = wanted["oid"], wanted["size"]
-        objects.append({"oid": oid, "size": size})
-        if oid in repository.contents:
-            continue
-        upload: dict[str, Any] = {"href": f"{hub.storage}/{repository.name}/{oid}?size={size}"}
-        if multipart and size > hub.multipart_size:
-            count, part = math.ceil(size / hub.multipart_size), f"{hub.storage}/{repository.name}/{oid}/parts"
-            header = {str(number): f"{part}/{number}" for number in range(1, count + 1)}
-            upload = {"href": f"{links}/complete", "header": {"chunk_size": str(hub.multipart_size), **header}}
-        objects[-1]["actions"] = {"upload": upload, "verify": {"href": f"{links}/verify"}}
-    chosen = "multipart" if any("header" in o.get("actions", {}).get("upload", {}) for o in objects) else "basic"
-    return told({"transfer": chosen, "objects": objects})
+        about = {"oid": wanted["oid"], "size": wanted["size"]}
+        if wanted["oid"] not in repository.contents:
+            href = f"{hub.storage}/{repository.name}/{wanted['oid']}?size={wanted['size']}&X-Amz-Signature={SIGNATURE}"
+            verify = {"href": f"{hub.endpoint}/datasets/{repository.name}.git/info/lfs/objects/verify"}
+            about["actions"] = {"upload": {"href": href}, "verify": verify}
+        objects.append(about)
+    return told({"transfer": "basic", "objects": objects})
 
 
-def keep(repository: Repository, oid: str, content: bytes) -> None:
-    if hashlib.sha256(content).hexdigest() != oid:
-        raise Refusal(400, "The SHA-256 you specified did not match what we received.")
-    repository.store(content, large=True)
+SIGNATURE = "5167a7e5"  # in the addresses of the storage, which nobody else must see
 
 
 def transfer(call: Call) -> Answer:
-    """Takes a file. The answer's ETag is for `_upload_multi_part`, which sends it back with `complete`."""
-    repository, oid, part = call.hub.repositories[call.groups["repo"]], call.groups["oid"], call.groups.get("part")
-    if part:
-        repository.parts.setdefault(oid, {})[int(part)] = call.body
-    elif len(call.body) != int(call.query["size"][0]):
+    """Takes a file."""
+    if len(call.body) != int(call.query["size"][0]):
         raise Refusal(400, "You did not provide the number of bytes specified.")
-    else:
-        keep(repository, oid, call.body)
-    return Answer(200, b"", {"ETag": f'"{hashlib.md5(call.body).hexdigest()}"'})
-
-
-def complete(call: Call) -> Answer:
-    """Puts parts together. Takes no token: `_upload_multi_part` sends none."""
-    repository, oid = call.hub.repositories[call.groups["repo"]], call.json["oid"]
-    parts = repository.parts.get(oid, {})
-    tags = [part["etag"].strip('"') for part in sorted(call.json["parts"], key=lambda part: int(part["partNumber"]))]
-    if tags != [hashlib.md5(parts[number]).hexdigest() for number in sorted(parts)]:
-        raise Refusal(400, "One or more of the specified parts could not be found.")
-    keep(repository, oid, b"".join(parts[number] for number in sorted(parts)))
-    del repository.parts[oid]
-    return told({"success": True})
+    if hashlib.sha256(call.body).hexdigest() != call.groups["oid"]:
+        raise Refusal(400, "The SHA-256 you specified did not match what we received.")
+    call.hub.repositories[call.groups["repo"]].store(call.body, large=True)
+    return Answer(200, b"", {})
 
 
 def verify(call: Call) -> Answer:
-    repository = call.repository()
-    if len(repository.contents.get(call.json["oid"], b"")) != call.json["size"]:
+    if len(call.repository().contents.get(call.json["oid"], b"")) != call.json["size"]:
         raise Refusal(404, "Object does not exist or has another size")
     return told({})
 
 
-Tree = dict[str, Entry]
-
-
-def put_file(repository: Repository, tree: Tree, value: Mapping[str, Any]) -> None:
-    tree[value["path"]] = repository.store(base64.b64decode(value["content"]))
-
-
-def put_large(repository: Repository, tree: Tree, value: Mapping[str, Any]) -> None:
-    content = repository.contents.get(value["oid"])
-    if content is None or len(content) != value.get("size", len(content)):
-        reason = "Your push was rejected because an LFS pointer pointed to a file that does not exist."
-        raise Refusal(400, f"{reason} Offending file: - {value['path']}")
-    tree[value["path"]] = repository.store(content, large=True)
-
-
-def delete_file(repository: Repository, tree: Tree, value: Mapping[str, Any]) -> None:
-    if tree.pop(value["path"], None) is None:
-        raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-
-
-def delete_folder(repository: Repository, tree: Tree, value: Mapping[str, Any]) -> None:
-    below = [path for path in tree if path.startswith(f"{value['path'].rstrip('/')}/")]
-    if not below:
-        raise Refusal(404, "A folder with this name doesn't exist", "EntryNotFound")
-    for path in below:
+def operate(repository: Repository, tree: dict[str, Entry], key: str, value: Mapping[str, Any]) -> None:
+    """Does one operation of a commit."""
+    path = value["path"]
+    if key == "file":
+        tree[path] = repository.store(base64.b64decode(value["content"]))
+    elif key == "lfsFile":
+        content = repository.contents.get(value["oid"])
+        if content is None or len(content) != value["size"]:
+            raise Refusal(400, f"an LFS pointer pointed to a file that does not exist. Offending file: - {path}")
+        tree[path] = repository.store(content, large=True)
+    elif key == "deletedFile" and path in tree:
         del tree[path]
-
-
-OPERATIONS: dict[str, Callable[[Repository, Tree, Mapping[str, Any]], None]] = {
-    "file": put_file,
-    "lfsFile": put_large,
-    "deletedFile": delete_file,
-    "deletedFolder": delete_folder,
-}
+    elif key == "deletedFile":
+        raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
+    else:
+        raise Refusal(400, f"{key} is not known here")
 
 
 def commit(call: Call) -> Answer:
@@ -676,33 +450,81 @@ def commit(call: Call) -> Answer:
     pull_wanted = call.flag("create_pr")
     repository = call.repository("propose" if pull_wanted else "write")
     header, *operations = [json.loads(line) for line in call.body.splitlines() if line.strip()]
-    about, ref = header["value"], repository.ref(call.revision)
-    title, message, parent = about["summary"], about.get("description", ""), about.get("parentCommit")
-    base = repository.at(ref)
-    if pull_wanted and parent:
-        base = repository.at(parent)
-    elif parent and not base.sha.startswith(parent):
+    title, parent = header["value"]["summary"], header["value"].get("parentCommit")
+    author = call.token.user if call.token else ""
+    ref = repository.ref(call.groups["revision"])
+    base = repository.at(parent if pull_wanted and parent else ref)
+    if parent and parent != base.sha:
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
     changed = dict(base.tree)
     for operation in operations:
-        OPERATIONS[operation["key"]](repository, changed, operation["value"])
-    large = [operation["value"]["path"] for operation in operations if operation["key"] == "lfsFile"]
-    untracked = "".join(TRACKED.format(path) for path in large if not repository.is_tracked(changed, path))
-    if untracked:  # as the Hub does it
-        attributes = repository.content(changed, ".gitattributes")
-        changed[".gitattributes"] = repository.store(attributes + untracked.encode())
+        operate(repository, changed, operation["key"], operation["value"])
     links = {}
     if pull_wanted:
-        pull = open_pull(call, repository, title, "open")
-        ref = f"refs/pr/{pull.number}"
-        links["pullRequestUrl"] = f"{call.hub.endpoint}/datasets/{repository.name}/discussions/{pull.number}"
-    made = repository.advance(ref, base.sha, changed, title, message, call.token.user if call.token else "")
-    call.made.append((repository, ref.removeprefix("refs/heads/"), made))
+        number = len(repository.pulls) + 1
+        repository.pulls[number] = Pull(number, title, author)
+        ref = f"refs/pr/{number}"
+        links["pullRequestUrl"] = f"{call.hub.endpoint}/datasets/{repository.name}/discussions/{number}"
+    made = repository.advance(ref, base.sha, changed, title, author)
     links["commitUrl"] = f"{call.hub.endpoint}/datasets/{repository.name}/commit/{made.sha}"
     return told({"success": True, "commitOid": made.sha, "hookOutput": "", **links})
 
 
-# Handlers of downloads
+# The same with Xet: chunks come in xorbs, and a shard then says which of them make a file. Their formats are specified
+# at https://huggingface.co/docs/xet
+
+
+def grant(call: Call) -> Answer:
+    """Says where the Xet storage is."""
+    call.repository("propose" if call.flag("create_pr") else "write")
+    url = f"{call.hub.endpoint}/xet/{call.groups['repo']}"
+    return told({"casUrl": url, "accessToken": call.token and call.token.secret, "exp": int(time.time()) + 3600})
+
+
+def xet_hash(words: bytes) -> str:
+    """A hash as it is written: four numbers, each with its last byte first."""
+    return b"".join(words[start : start + 8][::-1] for start in range(0, 32, 8)).hex()
+
+
+def put_xorb(call: Call) -> Answer:
+    chunks, start = [], 0
+    while start < len(call.body) and call.body[start] == 0:  # the version of a chunk; else the table at the end
+        packed, scheme = int.from_bytes(call.body[start + 1 : start + 4], "little"), call.body[start + 4]
+        size = int.from_bytes(call.body[start + 5 : start + 8], "little")
+        chunk = call.body[start + 8 : start + 8 + packed]
+        if scheme:
+            chunk = pa.decompress(chunk, size, "lz4", asbytes=True)
+        if scheme == 2:  # first bytes of every four, then second ones, …
+            parts = [chunk[sum((size + 3 - i) // 4 for i in range(k)) :][: (size + 3 - k) // 4] for k in range(4)]
+            chunk = bytes(parts[i % 4][i // 4] for i in range(size))
+        chunks.append(chunk)
+        start += 8 + packed
+    call.hub.repositories[call.groups["repo"]].xorbs[call.groups["hash"]] = chunks
+    return told({"was_inserted": True})
+
+
+def put_shard(call: Call) -> Answer:
+    repository = call.hub.repositories[call.groups["repo"]]
+    start = 48  # behind the header; blocks have 48 bytes
+    while call.body[start : start + 32] != b"\xff" * 32:
+        flags, count = struct.unpack_from("<II", call.body, start + 32)
+        content = b""
+        for entry in range(start + 48, start + 48 + 48 * count, 48):
+            _, _, first, last = struct.unpack_from("<IIII", call.body, entry + 32)
+            content += b"".join(repository.xorbs[xet_hash(call.body[entry : entry + 32])][first:last])
+        start += 48 * (1 + count + (count if flags >> 31 else 0) + 1)  # the last block is the SHA-256
+        if xet_hash(call.body[start - 48 : start - 16]) != hashlib.sha256(content).hexdigest():
+            raise Refusal(400, "not the content that was announced")
+        repository.store(content, large=True)
+    return told({"result": 1})
+
+
+def not_offered(call: Call) -> Answer:
+    """What clients can do without: newer ways, and telling which chunks are there."""
+    raise Refusal(404, "not here")
+
+
+# Downloads
 
 
 def ranged(call: Call, content: bytes, headers: dict[str, str]) -> Answer:
@@ -723,21 +545,16 @@ def resolve(call: Call) -> Answer:
     """A file, or where the large file storage has it: at another origin, so that clients leave their token behind and
     take X-Linked-Size and X-Linked-ETag from the redirection (get_hf_file_metadata).
     """
-    repository = call.repository()
-    if repository.gated and "write" not in rights(call.hub, call.token, repository.name):
-        raise Refusal(403 if call.token else 401, f"Access to dataset {repository.name} is restricted.", "GatedRepo")
-    commit, path = repository.at(call.revision), call.groups["path"]
-    headers = {"X-Repo-Commit": commit.sha}
-    entry = commit.tree.get(path)
+    repository, commit = call.found()
+    entry, headers = commit.tree.get(call.groups["path"]), {"X-Repo-Commit": commit.sha}
     if entry is None:
         refusal = Refusal(404, "Entry not found", "EntryNotFound")
         refusal.answer.headers.update(headers)  # hf_hub_download remembers in which commit there is no such file
         raise refusal
-    headers["Content-Disposition"] = f'inline; filename="{Path(path).name}"'
     if entry.sha256:
-        linked = {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.sha256}"'}
+        linked = {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.sha256}"', "Accept-Ranges": "bytes"}
         location = f"{call.hub.storage}/{repository.name}/{entry.sha256}"
-        return Answer(302, b"Found. Redirecting", {**headers, **linked, "Location": location, "Accept-Ranges": "bytes"})
+        return Answer(302, b"Found. Redirecting", {**headers, **linked, "Location": location})
     return ranged(call, repository.contents[entry.oid], {**headers, "ETag": f'"{entry.oid}"'})
 
 
@@ -756,7 +573,8 @@ Routes = Sequence[tuple[str, "re.Pattern[str]", str, Handler]]
 SHORTHANDS = {
     "DATASET": r"/api/datasets/(?P<repo>[^/]+/[^/]+)",
     "LFS": r"/datasets/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects",
-    "REVISION": r"(?P<revision>refs/(?:heads|pr|convert)/[^/]+|[^/]+)",
+    "XET": r"/xet/(?P<repo>[^/]+/[^/]+)",
+    "REVISION": r"(?P<revision>refs/pr/[^/]+|[^/]+)",
     "OBJECT": r"/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})",
 }
 
@@ -771,31 +589,28 @@ def routes(*table: tuple[str, str, str, Handler]) -> Routes:
 
 HUB_ROUTES = routes(
     ("GET", "/api/whoami-v2", "whoami", whoami),
+    ("GET", "/api/agent-harnesses", "harnesses", harnesses),
+    ("GET", "DATASET/auth-check(/write)?", "auth", auth_check),
+    ("POST", "/api/validate-yaml", "validate", validate_yaml),
     ("POST", "/api/repos/create", "create", create),
     ("GET", "DATASET(/revision/REVISION)?", "info", info),
     ("GET", "DATASET/tree/REVISION(?P<path>/.*)?", "tree", tree),
     ("POST", "DATASET/paths-info/REVISION", "paths", paths_info),
     ("GET", "DATASET/refs", "refs", references),
-    ("GET", "DATASET/commits/REVISION", "history", history),
-    ("POST", "DATASET/branch/(?P<branch>.+)", "branch", branch),
-    ("GET", "DATASET/auth-check(/write)?", "auth", auth_check),
-    ("POST", "/api/validate-yaml", "validate", validate_yaml),
-    ("GET", "/api/agent-harnesses", "harnesses", harnesses),
+    ("POST", "DATASET/tag/REVISION", "tag", set_tag),
     ("GET", "DATASET/discussions", "discussions", discussions),
-    ("GET", r"DATASET/discussions/(?P<number>\d+)", "discussions", discussion),
-    ("POST", "DATASET/discussions", "propose", propose),
     ("POST", "DATASET/preupload/REVISION", "preupload", preupload),
     ("POST", "LFS/batch", "batch", batch),
-    ("POST", "LFS/complete", "complete", complete),
     ("POST", "LFS/verify", "verify", verify),
     ("POST", "DATASET/commit/REVISION", "commit", commit),
+    ("GET", "DATASET/xet-write-token/REVISION", "grant", grant),
+    ("POST", "XET/v1/xorbs/default/(?P<hash>[0-9a-f]{64})", "xorb", put_xorb),
+    ("POST", "XET/v1/shards", "shard", put_shard),
+    ("GET POST", "XET/(v1/chunks/|v1/xorb-grants/|v2/shards).*|/v1/telemetry", "xet", not_offered),
     ("GET HEAD", "/datasets/(?P<repo>[^/]+/[^/]+)/resolve/REVISION/(?P<path>.+)", "resolve", resolve),
 )
-STORAGE_ROUTES = routes(
-    ("PUT", r"OBJECT(/parts/(?P<part>\d+))?", "transfer", transfer),
-    ("GET HEAD", "OBJECT", "download", download),
-)
-STAGES = list(dict.fromkeys(stage for _, _, stage, _ in (*HUB_ROUTES, *STORAGE_ROUTES)))
+STORAGE_ROUTES = routes(("PUT", "OBJECT", "transfer", transfer), ("GET HEAD", "OBJECT", "download", download))
+STAGES = [stage for _, _, stage, _ in (*HUB_ROUTES, *STORAGE_ROUTES)]
 
 
 # The server
@@ -813,16 +628,12 @@ class Hub:
         self.tokens = {
             "write": Token("hf_write"),
             "read": Token("hf_read", role="read"),
-            "fine-grained": Token("hf_fine", role="fineGrained", scopes={"org": ("repo.content.read", "repo.write")}),
             "stranger": Token("hf_stranger", user="stranger"),
         }
-        self.page_size = 1000  # at most; of listings
-        self.multipart_size = 5_000_000_000  # files larger than that are uploaded in parts of it
         self.requests: list[Request] = []
         self.errors: list[Exception] = []  # of this file, or of the functions that tests gave
         self.faults: list[Fault] = []
         self.hooks: list[tuple[str, Callable[[Request], object]]] = []
-        self.watchers: list[Callable[[Repository, str, Commit], object]] = []
 
     # What tests look at
 
@@ -840,22 +651,20 @@ class Hub:
 
     def environment(self, token: str | None = "write", home: str = "home") -> dict[str, str]:
         """Environment for a client: a token by its name, or any other string, or None. `home` keeps its cache."""
-        kept = {
-            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
-        }
+        foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
         secret = {"HF_TOKEN": self.tokens[token].secret if token in self.tokens else token} if token else {}
         return {
-            **kept,
+            **{key: value for key, value in os.environ.items() if not key.startswith(foreign)},
             **secret,
             **{"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(self.folder / home)},
         }
 
     # What tests do
 
-    def create(self, name: str, private: bool = False, gated: bool = False) -> Repository:
+    def create(self, name: str, private: bool = False) -> Repository:
         """Makes a repository, with the Hub's first commit."""
         with self.lock:
-            self.repositories[name] = Repository(name, name.split("/")[0], private, gated)
+            self.repositories[name] = Repository(name, private)
             return self.repositories[name]
 
     def commit(
@@ -868,9 +677,8 @@ class Hub:
             changed = {path: entry for path, entry in base.tree.items() if path not in changes}
             for path, content in changes.items():
                 if content is not None:
-                    large = repository.is_tracked(base.tree, path) or len(content) > LARGE or is_binary(content[:512])
-                    changed[path] = repository.store(content, large)
-            return repository.advance(ref, base.sha, changed, title, author="someone")
+                    changed[path] = repository.store(content, path.endswith(LARGE))
+            return repository.advance(ref, base.sha, changed, title, "someone")
 
     def fail(self, stage: str, kind: str, times: float = 1, after: int = 0, path: str = "", wait: int = 0) -> Fault:
         """Lets requests fail; see `Fault`."""
@@ -884,10 +692,6 @@ class Hub:
         """Calls a function in each request of a stage, before anything is done: when half of its body has arrived."""
         assert stage in STAGES, stage
         self.hooks.append((stage, function))
-
-    def watch(self, function: Callable[[Repository, str, Commit], object]) -> None:
-        """Calls a function with each commit that a client made and its revision, before the client knows."""
-        self.watchers.append(function)
 
     # What the server does
 
@@ -904,32 +708,24 @@ class Hub:
                     return fault
             return None
 
-    def interrupt(self, request: Request) -> None:
-        for stage, function in list(self.hooks):
-            if stage == request.stage:
-                function(request)
-
-    def answer(self, call: Call, handler: Handler, authorize: bool) -> Answer:
+    def answer(self, call: Call, handler: Handler, takes_tokens: bool) -> Answer:
         """Does what was asked for, one request at a time."""
         try:
             secret = call.headers.get("Authorization", "").removeprefix("Bearer ")
-            if secret and not authorize:
+            if secret and not takes_tokens:
                 raise Refusal(400, "Only one auth mechanism allowed")  # as S3 with a signed address
             with self.lock:
                 call.token = next((token for token in self.tokens.values() if token.secret == secret), None)
                 if secret and not call.token:
                     raise Refusal(401, "Invalid credentials in Authorization header")
                 answer = handler(call)
-            for repository, revision, made in call.made:
-                for watcher in list(self.watchers):
-                    watcher(repository, revision, made)
         except Refusal as refusal:
             return refusal.answer
         return answer
 
 
 def unanswered(call: Call) -> Answer:
-    raise Refusal(404, f"{call.method} {call.path} is not known here")
+    raise Refusal(404, f"{call.path} is not known here")
 
 
 class _Origin(http.server.ThreadingHTTPServer):
@@ -938,9 +734,9 @@ class _Origin(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, hub: Hub, routes: Routes, authorize: bool) -> None:
+    def __init__(self, hub: Hub, routes: Routes, takes_tokens: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub, self.routes, self.authorize = hub, routes, authorize
+        self.hub, self.routes, self.takes_tokens = hub, routes, takes_tokens
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stays quiet about clients that hang up."""
@@ -972,15 +768,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if body is None:
                 self.close_connection = True
                 return
-            call = Call(hub, self.command, path, groups, parse_qs(query), self.headers, body, None)
-            is_status = fault is not None and fault.kind.isdigit()
-            answer = failed(fault) if fault and is_status else hub.answer(call, handler, self.server.authorize)
+            call = Call(hub, path, groups, parse_qs(query), self.headers, body)
+            answer = (fault and fault.answer()) or hub.answer(call, handler, self.server.takes_tokens)
         except Exception as error:
             hub.errors.append(error)
             answer = Refusal(500, f"Bug in the tests' Hub: {error!r}").answer
         finally:
             request.done = True
-        self._answer(request, answer, fault)
+        self._answer(request, answer, fault.kind if fault else "")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _serve
 
@@ -989,7 +784,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         first = self._read(length // 2)
         request.received = len(first)
-        self.server.hub.interrupt(request)
+        for stage, function in list(self.server.hub.hooks):
+            if stage == request.stage:
+                function(request)
         if fault and fault.kind == "cut" and length:
             return None
         rest = self._read(length - length // 2)
@@ -1001,8 +798,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.rfile.read(length)
         return b""
 
-    def _answer(self, request: Request, answer: Answer, fault: Fault | None) -> None:
-        kind = fault.kind if fault else ""
+    def _answer(self, request: Request, answer: Answer, kind: str) -> None:
         body = b"" if self.command == "HEAD" else answer.body
         if kind == "lost" or (kind == "cut" and not body):
             self.close_connection = True

@@ -6,17 +6,27 @@ import concurrent.futures
 import contextlib
 import fnmatch
 import hashlib
+import io
 import itertools
 import json
+import logging
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
+import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.utils._http
+import pyarrow as pa
 import pytest
 
 import build
@@ -24,135 +34,127 @@ import hub
 import sample
 import so2sat
 import upload
-from conftest import contents, hearing, legacy_python, serving
-from publishing import card, manifest
+from conftest import contents, hearing, legacy_python
+from publishing import card, layout, manifest
 
-SCRIPT = upload.__file__
 NUMBERS = itertools.count()
 CHECKED: set[str] = set()  # commits that were looked at
-SENDING = ("create", "preupload", "batch", "transfer", "verify", "commit")
-
-# Runs many uploads in one process, which is fast; the look at the result, another process, only when asked for.
-DRIVER = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-import upload
-from publishing import layout
-upload._wait = lambda state: 0.02
-load_back = upload._load_back
-if len(sys.argv) > 2:  # rows of a shard, so that small sources make many
-    layout.MAX_SHARD_ROWS.update(dict.fromkeys(layout.MAX_SHARD_ROWS, int(sys.argv[2])))
-    layout.ROW_GROUP_ROWS.update(dict.fromkeys(layout.ROW_GROUP_ROWS, int(sys.argv[2])))
-for line in sys.stdin:
-    arguments, loads, token = json.loads(line)
-    os.environ.pop("HF_TOKEN", None)
-    os.environ.update({"HF_TOKEN": token} if token else {})
-    upload._load_back = load_back if loads else lambda *args: None
-    try:
-        code = upload.main(arguments)
-    except SystemExit as error:
-        code = error.code
-    print(f"\\nexit {code}", flush=True)
-"""
+SENDING = ("create", "preupload", "batch", "transfer", "verify", "commit", "tag")
+SHARD = "all/test-00000-of-00001.parquet"
 
 
-class Client:
-    """A process that uploads, with what it printed."""
+class Dataset(NamedTuple):
+    """A dataset on the Hub that is not there yet, and the command that uploads to it."""
 
-    def __init__(
-        self, server: hub.Hub, rows: int | None = None, cwd: Path | None = None, variables: dict[str, str] | None = None
-    ) -> None:
-        limits = [str(rows)] if rows else []
-        self.tokens = {name: token.secret for name, token in server.tokens.items()}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(Path(SCRIPT).parent), *limits],
-            env={**server.environment(None), **(variables or {})},
-            cwd=cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    server: hub.Hub
+    name: str
+    # Exit status and what was printed. The look at the result comes only when asked for: `loads=True`.
+    upload: Callable[..., tuple[int, str]]
 
-    def __call__(self, *arguments: str | Path, loads: bool = False, token: str | None = "write") -> tuple[int, str]:
-        secret = self.tokens.get(token or "", token)
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps([[*map(str, arguments)], loads, secret]) + "\n")
-        self.process.stdin.flush()
-        text = ""
-        for line in self.process.stdout:
-            if line.startswith("exit "):
-                assert "Traceback" not in text, text
-                assert not any(known in text for known in [*self.tokens.values(), secret or self.tokens["write"]])
-                assert line == "exit 0\n" or "error: " in text, text
-                return int(line.split()[1]), text
-            text += line
-        raise AssertionError(text)
+    def create(self, files: Mapping[str, bytes] | None = None, private: bool = False) -> hub.Repository:
+        """Makes it, with files of somebody else."""
+        repository = self.server.create(self.name, private)
+        if files:
+            self.server.commit(self.name, files)
+        return repository
 
-    def __enter__(self) -> Client:
-        return self
+    def assert_refused(self, because: str, folder: Path | str, *options: str, **more: str | None) -> None:
+        """An upload is refused, and nothing is sent or changed."""
+        self.server.requests.clear()
+        code, text = self.upload(folder, *options, **more)
+        assert (code, because in text) == (1, True), text
+        assert not self.server.asked(*SENDING)
 
-    def __exit__(self, *of_an_error: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+    @property
+    def repository(self) -> hub.Repository:
+        return self.server.repository(self.name)
+
+    def assert_equal(self, folder: Path, revision: str = "main", commits: int = 1) -> None:
+        """It holds the folder, brought by so many commits after the first, and nobody else's."""
+        files = self.repository.files(revision)
+        files.pop(".gitattributes")
+        assert files == self.wanted(folder)
+        assert len(self.repository.history(revision)) == 1 + commits
+
+    def wanted(self, folder: Path) -> dict[str, bytes]:
+        """What it must hold: the folder's files, with the card for this name."""
+        files = contents(folder)
+        statistics = json.loads(files["statistics.json"])["configs"]
+        return {**files, "README.md": card.render(manifest.load_built(folder), statistics, self.name).encode()}
 
 
-def check_commit(repository: hub.Repository, revision: str, commit: hub.Commit) -> None:
+def check_commit(repository: hub.Repository, commit: hub.Commit) -> None:
     """A reader of this commit finds a whole repository: files as the manifest has them, and no other shard."""
     files = repository.files(commit.sha)
-    manifest = json.loads(files["manifest.json"])
-    sums = {**manifest["files"], **{name: record["sha256"] for name, record in manifest["shards"].items()}}
+    listed = json.loads(files["manifest.json"])
+    sums = {**listed["files"], **{name: record["sha256"] for name, record in listed["shards"].items()}}
     assert {name: hashlib.sha256(files[name]).hexdigest() for name in sums} == sums
-    assert {name for name in files if name.endswith(".parquet")} == {*manifest["shards"]}
+    ours = {name for name in files if name.split("/")[0] in layout.CONFIGS}
+    assert ours == {*listed["shards"]}
     assert not files.keys() & {"so2sat.py", "dataset_infos.json"}
-    matched = {}
     for config in hub.front_matter(files["README.md"].decode())["configs"]:
         for split in config["data_files"]:
-            prefix = f"{config['config_name']}/{split['split']}-"
-            matched[prefix] = {name for name in files if fnmatch.fnmatch(name, split["path"])}
-            assert matched[prefix] == {name for name in manifest["shards"] if name.startswith(prefix)} != set()
-    assert set().union(*matched.values()) == {*manifest["shards"]}
-
-
-def let_read(server: hub.Hub) -> None:
-    """Looks at all repositories in the middle of every request."""
-    for stage in hub.STAGES:
-        server.on(stage, lambda request: check_branches(server))
-
-
-def check_branches(server: hub.Hub) -> None:
-    """At this moment, too, readers find a whole repository, or none yet."""
-    for repository in list(server.repositories.values()):
-        commit = repository.at("main")
-        if commit.author == "maker" and commit.sha not in CHECKED:
-            check_commit(repository, "main", commit)
-            CHECKED.add(commit.sha)
+            found = {name for name in files if fnmatch.fnmatch(name, split["path"])}
+            assert found == {name for name in ours if name.startswith(f"{config['config_name']}/{split['split']}-")}
+            assert found
+            ours -= found
+    assert not ours
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hub.Hub]:
-    with hub.serving(tmp_path_factory.mktemp("hub")) as running:
-        running.watch(check_commit)
-        let_read(running)
+    """A Hub that this process and its children ask, without waiting."""
+    constants = huggingface_hub.constants
+    huggingface_hub.set_client_factory(upload._client)
+    with hub.serving(tmp_path_factory.mktemp("hub")) as running, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HF_") and name != "HF_HOME"]:
+            patch.delenv(name)
+        patch.setenv("HF_ENDPOINT", running.endpoint)
+        patch.setenv("HF_HUB_DISABLE_XET", "1")
+        for name, value in {"ENDPOINT": running.endpoint, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}.items():
+            patch.setattr(constants, name, value)
+        patch.setattr(huggingface_hub, "set_client_factory", lambda factory: None)  # it would close open connections
+        patch.setattr(huggingface_hub.utils._http, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+        patch.setattr(upload, "_wait", lambda state: 0.0)
         yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: hub.Hub) -> Iterator[Client]:
-    with Client(server) as running:
-        yield running
+    huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
 
 
 @pytest.fixture(autouse=True)
-def _undisturbed(server: hub.Hub) -> Iterator[None]:
+def _checked(server: hub.Hub) -> Iterator[None]:
+    """After each test: what readers could ever see was a whole repository, and the Hub was asked what it knows."""
     yield
-    assert server.unknown == []
-    assert server.errors == []
+    for repository in server.repositories.values():
+        for commit in repository.commits.values():
+            if commit.author == "maker" and commit.sha not in CHECKED:
+                check_commit(repository, commit)
+                CHECKED.add(commit.sha)
+    assert (server.unknown, server.errors) == ([], [])
     server.faults.clear()
     server.hooks.clear()
     server.requests.clear()
-    let_read(server)
+
+
+@pytest.fixture
+def dataset(server: hub.Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dataset:
+    name, look = f"org/so2sat-{next(NUMBERS)}", upload._load_back
+
+    def run(
+        folder: Path | str, *options: str, to: str = name, loads: bool = False, token: str | None = "write"
+    ) -> tuple[int, str]:
+        secret = server.tokens[token].secret if token in server.tokens else token
+        monkeypatch.setenv("HF_TOKEN", secret or "")
+        monkeypatch.setattr(upload, "_load_back", look if loads else lambda *_: None)
+        try:
+            code = upload.main([str(folder), to, *options])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        text = "".join(capsys.readouterr())
+        assert not any(known in text for known in (secret or "hf_", hub.SIGNATURE))
+        assert len(re.findall(r"^(?:\S+: )?error: ", text, re.MULTILINE)) == (1 if code else 0), text
+        return code, text
+
+    return Dataset(server, name, run)
 
 
 @pytest.fixture(scope="module")
@@ -171,33 +173,14 @@ def local(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-BUILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from publishing import layout
-layout.MAX_SHARD_ROWS.update(dict.fromkeys(layout.MAX_SHARD_ROWS, 5))
-layout.ROW_GROUP_ROWS.update(dict.fromkeys(layout.ROW_GROUP_ROWS, 5))
-import build
-if __name__ == "__main__":
-    sys.exit(build.main(sys.argv[2:]))
-"""
-
-
 @pytest.fixture(scope="module")
 def many(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config rgb of the same data in four shards for each split. Read only; upload it with `small_shards`."""
-    folder = tmp_path_factory.mktemp("many")
-    (folder / "build.py").write_text(BUILD)
-    options: list[str | Path] = [source, folder / "so2sat", "--config", "rgb", "--workers", "1"]
-    subprocess.run([sys.executable, folder / "build.py", Path(SCRIPT).parent, *options], check=True)
-    assert len([*folder.glob("so2sat/rgb/*")]) == 12
-    return folder / "so2sat"
-
-
-@pytest.fixture
-def small_shards(server: hub.Hub) -> Iterator[Client]:
-    with Client(server, rows=5) as running:
-        yield running
+    """Config rgb of the same data in four shards for each split. Read only."""
+    folder = tmp_path_factory.mktemp("many") / "so2sat"
+    small = dict.fromkeys(layout.LIMITS, layout.Limits(group_rows=5, shard_rows=5))
+    build.build(str(source), folder, ["rgb"], limits=small)
+    assert len([*folder.glob("rgb/*")]) == 12
+    return folder
 
 
 @pytest.fixture
@@ -206,18 +189,11 @@ def copy(local: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(local, tmp_path / "so2sat"))
 
 
-@pytest.fixture
-def name() -> str:
-    return f"org/so2sat-{next(NUMBERS)}"
-
-
-def assert_equal(server: hub.Hub, name: str, folder: Path, revision: str = "main", commits: int = 1) -> None:
-    """The Hub holds the folder, brought by so many commits after the first, and nobody else's."""
-    repository = server.repository(name)
-    files = repository.files(revision)
-    files.pop(".gitattributes")
-    assert files == contents(folder)
-    assert len(repository.history(revision)) == 1 + commits
+def listing(folder: Path, **sums: str) -> None:
+    """Lets the manifest list more files."""
+    built = manifest.load_built(folder)
+    built.files.update(sums)
+    built.save(folder)
 
 
 # ── What it is for ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,8 +202,8 @@ USE = """
 import json, os, sys
 import datasets
 import pyarrow as pa
-from datasets.distributed import split_dataset_by_node
 import pyarrow.parquet as pq
+from huggingface_hub import snapshot_download
 from pathlib import Path
 name, version, local, *configs = sys.argv[1:]
 assert datasets.__version__.startswith(version)
@@ -236,7 +212,6 @@ for config in configs:
     info = datasets.load_dataset_builder(name, config).info
     loaded = datasets.load_dataset(name, config)
     stream = datasets.load_dataset(name, config, split="train", streaming=True)
-    halves = [split_dataset_by_node(stream, rank, 2) for rank in range(2)]
     for split, rows in loaded.items():
         tables = [pq.read_table(path) for path in sorted(Path(local, config).glob(f"{split}-*.parquet"))]
         expected = datasets.Dataset(pa.concat_tables(tables)).cast(rows.features)
@@ -248,28 +223,26 @@ for config in configs:
         "names": info.features["label"].names,
         "labels": loaded["train"]["label"][:],
         "streamed": [row["label"] for row in stream],
-        "halves": sorted(row["sample_id"] for half in halves for row in half),
     }
 one = datasets.load_dataset(name, "all", split="train", streaming=True, columns=["sentinel2", "label"])
 found["columns"] = sorted({key for row in one for key in row})
+snapshot = Path(snapshot_download(name, repo_type="dataset", local_dir=f"{os.environ['HF_HOME']}/snapshot"))
+assert (snapshot / "manifest.json").read_bytes() == Path(local, "manifest.json").read_bytes()
 print(json.dumps(found), flush=True)
 os._exit(0)
 """
 
 
 @pytest.mark.parametrize("version", ["5", "3.6"])
-def test_what_was_uploaded_loads_in_every_way(
-    version: str, server: hub.Hub, client: Client, local: Path, source: Path, name: str
-) -> None:
-    code, text = client(local, name, loads=version == "5")
+def test_what_was_uploaded_loads_in_every_way(dataset: Dataset, version: str, local: Path, source: Path) -> None:
+    code, text = dataset.upload(local, loads=version == "5")
     assert code == 0, text
-    assert text.endswith(
-        f'{server.endpoint}/datasets/{name}\nload_dataset("{name}", "rgb")\nload_dataset("{name}", "all")\n\n'
-    )
-    assert_equal(server, name, local)
+    calls = f'load_dataset("{dataset.name}", "rgb")\nload_dataset("{dataset.name}", "all")\n'
+    assert f"{dataset.server.endpoint}/datasets/{dataset.name}\n{calls}" in text
+    dataset.assert_equal(local)
     python = str(legacy_python()) if version == "3.6" else sys.executable
-    run = [python, "-c", USE, name, version, str(local), "rgb", "all", "geo"]
-    done = subprocess.run(run, env=server.environment(home=version), capture_output=True, text=True)
+    run = [python, "-c", USE, dataset.name, version, str(local), "rgb", "all", "geo"]
+    done = subprocess.run(run, env=dataset.server.environment(home=version), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     with h5py.File(source / "training.h5") as h5:
@@ -280,146 +253,182 @@ def test_what_was_uploaded_loads_in_every_way(
         assert found[config]["told"] == found[config]["rows"] == {"train": 20, "validation": 21, "test": 22}
         assert found[config]["names"] == list(so2sat.LABELS)
         assert found[config]["labels"] == found[config]["streamed"] == labels
-        assert found[config]["halves"] == list(range(20))
 
 
-def test_a_dry_run_tells_the_plan_and_changes_nothing(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    code, text = client(local, name, "--dry-run")
+def test_a_dry_run_tells_the_plan_and_changes_nothing(dataset: Dataset, local: Path) -> None:
+    code, text = dataset.upload(local, "--dry-run")
     assert code == 0
-    size = sum(len(content) for content in contents(local).values())
-    assert f"{len(contents(local))} files are new or changed, {size:,} bytes" in text
-    assert "dry run: nothing was sent" in text
-    assert name not in server.repositories
-    assert not server.asked(*SENDING)
+    files = dataset.wanted(local)
+    assert f"{len(files)} files are new or changed, {sum(map(len, files.values())):,} bytes" in text
+    assert dataset.name not in dataset.server.repositories
+    assert not dataset.server.asked(*SENDING)
 
 
-def test_what_is_up_to_date_gets_no_commit(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    client(local, name)
-    server.requests.clear()
-    code, text = client(local, name)
-    assert code == 0
-    assert "up to date: no commit is needed" in text
-    assert not server.asked("preupload", "batch", "transfer", "commit")
-    assert_equal(server, name, local)
+def test_the_card_loads_the_dataset_under_its_name_on_the_hub(dataset: Dataset, local: Path) -> None:
+    dataset.upload(local)
+    text = dataset.repository.files()["README.md"].decode()
+    assert f'load_dataset("{dataset.name}"' in text
+    assert 'load_dataset("so2sat"' not in text
+
+
+@pytest.mark.parametrize("options", [[], ["--create-pr"]])
+def test_data_may_go_by_xet(dataset: Dataset, options: list[str], local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    dataset.create()
+    dataset.server.fail("shard", "503")
+    code, text = dataset.upload(local, *options)
+    assert code == 0, text
+    assert dataset.server.asked("xorb")
+    assert not dataset.server.asked("transfer")
+    dataset.assert_equal(local, "refs/pr/1" if options else "main")
+
+
+def test_what_is_up_to_date_gets_no_commit(dataset: Dataset, local: Path) -> None:
+    dataset.upload(local)
+    dataset.server.requests.clear()
+    code, text = dataset.upload(local)
+    assert (code, "up to date: no commit is needed" in text) == (0, True)
+    assert not dataset.server.asked(*SENDING)
+    dataset.assert_equal(local)
 
 
 def test_one_commit_brings_data_and_takes_away_what_is_stale(
-    server: hub.Hub, client: Client, local: Path, copy: Path, source: Path, name: str, tmp_path: Path
+    dataset: Dataset, local: Path, copy: Path, source: Path, tmp_path: Path
 ) -> None:
-    client(local, name)
-    theirs = {
-        "LICENSE": b"mine",
-        "so2sat.py": b"",
-        "dataset_infos.json": b"{}",
-        "rgb/train-00007-of-00008.parquet": b"1",
-    }
-    server.commit(name, theirs)
+    dataset.upload(local)
+    stale = {"so2sat.py": b"", "dataset_infos.json": b"{}", "rgb/train-00007-of-00008.parquet": b"1", "train.py": b""}
+    dataset.server.commit(dataset.name, {"LICENSE": b"mine", **stale})
     shutil.copytree(source, tmp_path / "edition1")
     for file in (tmp_path / "edition1").glob("testing*"):
         file.unlink()
     build.build(str(tmp_path / "edition1"), copy, drop=True)
-    code, text = client(copy, name)
+    code, text = dataset.upload(copy)
     assert code == 0, text
-    for path in (
-        "so2sat.py",
-        "dataset_infos.json",
-        "rgb/train-00007-of-00008.parquet",
-        "all/test-00000-of-00001.parquet",
-    ):
-        assert f"deleted: {path}" in text
-    files = server.repository(name).files()
-    assert {path: content for path, content in files.items() if path not in (".gitattributes", "LICENSE")} == contents(
-        copy
-    )
-    assert files["LICENSE"] == b"mine"
-    assert len(server.repository(name).history()) == 4
+    assert all(f"deleted: {path}" in text for path in (*stale, SHARD))
+    files = dataset.repository.files()
+    assert files.pop("LICENSE") == b"mine"
+    files.pop(".gitattributes")
+    assert files == dataset.wanted(copy)
+    assert len(dataset.repository.history()) == 4
 
 
-def test_only_what_has_changed_is_sent(server: hub.Hub, client: Client, copy: Path, source: Path, name: str) -> None:
-    client(copy, name)
-    build.build(str(source), copy, ["rgb"], image_format="png")
-    server.requests.clear()
-    assert client(copy, name)[0] == 0
-    sent = sum(request.received for request in server.asked("transfer"))
-    images = sum(path.stat().st_size for path in copy.glob("rgb/*.parquet"))
-    pictures = sum(path.stat().st_size for path in copy.glob("assets/*"))
-    assert images <= sent <= images + pictures
-    assert_equal(server, name, copy, commits=2)
+def test_other_shards_take_the_place_of_the_old_in_one_commit(dataset: Dataset, local: Path, many: Path) -> None:
+    assert dataset.upload(local)[0] == 0
+    code, text = dataset.upload(many)
+    assert code == 0, text
+    assert "    deleted: all/test-00000-of-00001.parquet\n" in text
+    dataset.assert_equal(many, commits=2)
+    assert dataset.upload(local)[0] == 0
+    dataset.assert_equal(local, commits=3)
 
 
-def test_other_shards_take_the_place_of_the_old_in_one_commit(
-    server: hub.Hub, client: Client, small_shards: Client, local: Path, many: Path, name: str
-) -> None:
-    for run, (uploader, folder) in enumerate([(client, local), (small_shards, many), (client, local)], 1):
-        if run == 2:
-            server.requests.clear()
-            server.page_size = 5
-            code, text = uploader(folder, name, "--dry-run")
-            assert code == 0
-            assert "    new: rgb/ 12 files, " in text
-            assert "    changed: README.md " in text
-            assert "    deleted: all/test-00000-of-00001.parquet\n" in text
-            assert not server.asked(*SENDING)
-            assert {request.stage for request in server.requests if request.received} == {"validate"}
-        code, text = uploader(folder, name)
-        assert code == 0, text
-        assert_equal(server, name, folder, commits=run)
-    server.page_size = 1000
-
-
-def test_of_a_picture_that_has_changed_only_that_is_sent(
-    server: hub.Hub, client: Client, copy: Path, name: str
-) -> None:
-    client(copy, name)
+def test_of_a_picture_that_has_changed_only_that_is_sent(dataset: Dataset, copy: Path) -> None:
+    dataset.upload(copy)
     picture = copy / "assets" / "classes.png"
     picture.write_bytes(picture.read_bytes() + b"\0")
-    built = manifest.Manifest.load(copy)
-    assert built
-    built.files["assets/classes.png"] = hashlib.sha256(picture.read_bytes()).hexdigest()
-    built.save(copy)
-    server.requests.clear()
-    assert client(copy, name)[0] == 0
-    assert [request.received for request in server.asked("transfer")] == [picture.stat().st_size]
-    assert_equal(server, name, copy, commits=2)
+    listing(copy, **{"assets/classes.png": hashlib.sha256(picture.read_bytes()).hexdigest()})
+    dataset.server.requests.clear()
+    assert dataset.upload(copy)[0] == 0
+    assert [request.received for request in dataset.server.asked("transfer")] == [picture.stat().st_size]
+    dataset.assert_equal(copy, commits=2)
 
 
-def test_a_branch_is_changed_alone(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    repository = server.create(name)
+def test_a_branch_is_changed_alone(dataset: Dataset, local: Path) -> None:
+    repository = dataset.create()
     repository.refs["refs/heads/next"] = repository.at("main").sha
-    code, text = client(local, name, "--revision", "next")
+    code, text = dataset.upload(local, "--revision", "next")
     assert code == 0
-    assert f'load_dataset("{name}", "rgb", revision="next")' in text
-    assert_equal(server, name, local, "next")
+    assert f'load_dataset("{dataset.name}", "rgb", revision="next")' in text
+    dataset.assert_equal(local, "next")
     assert repository.files().keys() == {".gitattributes"}
 
 
-def test_a_pull_request_that_was_closed_is_made_again(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    repository = server.create(name)
-    client(local, name, "--create-pr")
-    repository.pulls[1].status = "closed"
-    assert client(local, name, "--create-pr")[0] == 0
-    assert list(repository.pulls) == [1, 2]
-    assert_equal(server, name, local, "refs/pr/2")
+def test_private_is_private(dataset: Dataset, local: Path) -> None:
+    assert dataset.upload(local, "--private")[0] == 0
+    assert dataset.repository.private
 
 
-def test_private_is_private(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    assert client(local, name, "--private", loads=True)[0] == 0
-    assert server.repository(name).private
-
-
-def test_a_pull_request_leaves_the_branch_alone_and_is_found_again(
-    server: hub.Hub, client: Client, local: Path, name: str
-) -> None:
-    server.create(name)
-    code, text = client(local, name, "--create-pr", loads=True)
+def test_a_pull_request_leaves_the_branch_alone_and_is_found_again(dataset: Dataset, local: Path) -> None:
+    repository = dataset.create(private=True)
+    code, text = dataset.upload(local, "--create-pr", loads=True)
     assert code == 0, text
-    assert f"{server.endpoint}/datasets/{name}/discussions/1\n" in text
+    assert f"{dataset.server.endpoint}/datasets/{dataset.name}/discussions/1\n" in text
     assert 'revision="refs/pr/1")' in text
-    assert len(server.repository(name).history()) == 1
-    assert_equal(server, name, local, "refs/pr/1")
-    code, text = client(local, name, "--create-pr")
-    assert "up to date: refs/pr/1 proposes exactly this" in text
-    assert list(server.repository(name).pulls) == [1]
+    assert len(repository.history()) == 1
+    dataset.assert_equal(local, "refs/pr/1")
+    assert "up to date: refs/pr/1 proposes exactly this" in dataset.upload(local, "--create-pr")[1]
+    assert [*repository.pulls] == [1]
+
+
+def test_a_pull_request_that_was_closed_or_changed_is_made_again(dataset: Dataset, local: Path) -> None:
+    repository = dataset.create()
+    dataset.upload(local, "--create-pr")
+    repository.pulls[1].status = "closed"
+    dataset.upload(local, "--create-pr")
+    dataset.server.commit(dataset.name, {"statistics.json": b"{}"}, revision="refs/pr/2")
+    assert dataset.upload(local, "--create-pr")[0] == 0
+    assert [*repository.pulls] == [1, 2, 3]
+    dataset.assert_equal(local, "refs/pr/3")
+
+
+def test_a_tag_is_set_once_and_never_moved(dataset: Dataset, local: Path, copy: Path, many: Path) -> None:
+    dataset.server.fail("tag", "lost")
+    assert dataset.upload(local, "--tag", "v2.1.0")[0] == 0
+    first = dataset.repository.at("main").sha
+    assert dataset.repository.at("v2.1.0").sha == first
+    dataset.server.commit(dataset.name, {"LICENSE": b"theirs"})
+    assert dataset.upload(local, "--tag", "v2.1.0")[0] == 0  # it is on the same files
+    dataset.server.requests.clear()
+    dataset.assert_refused("has the tag v2.1.0 already", many, "--tag", "v2.1.0")
+    assert dataset.repository.at("v2.1.0").sha == first
+
+
+# ── Cards that others have changed ───────────────────────────────────────────────────────────────────────────────────
+
+
+def add_config(text: str) -> str:
+    return text.replace(
+        "configs:\n", "configs:\n- config_name: mine\n  data_files:\n  - split: train\n    path: mine/train-*\n", 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (add_config, "with the configs mine"),
+        (lambda text: text + "A remark of ours.\n", "+A remark of ours."),
+        (lambda text: text.replace("# So2Sat LCZ42\n", "# Something else\n"), "-# So2Sat LCZ42"),
+        (lambda text: "---\nconfigs: [\n---\n\x1b[31mred", "+?[31mred"),
+        (lambda text: "---\nconfigs: 7\n---\n", "+configs: 7"),
+    ],
+)
+def test_a_card_that_others_changed_is_told_and_replaced_only_when_asked(
+    dataset: Dataset, edit: Callable[[str], str], told: str, local: Path
+) -> None:
+    dataset.upload(local)
+    text = edit(dataset.repository.files()["README.md"].decode())
+    theirs = {"README.md": text.encode(), "mine/train-00000-of-00001.parquet": b"theirs"}
+    dataset.server.commit(dataset.name, theirs)
+    for options in ([], ["--dry-run"], ["--create-pr"]):
+        dataset.assert_refused(told, local, *options)
+    code, text = dataset.upload(local, "--replace-card")
+    assert (code, told in text, "\x1b" in text) == (0, True, False)
+    files = dataset.repository.files()
+    assert files["README.md"] == dataset.wanted(local)["README.md"]
+    assert files["mine/train-00000-of-00001.parquet"] == b"theirs"
+
+
+def test_a_card_of_an_earlier_upload_is_no_change_by_others(dataset: Dataset, local: Path, many: Path) -> None:
+    dataset.upload(local)
+    dataset.server.commit(dataset.name, {"LICENSE": b"theirs"})
+    code, text = dataset.upload(many)
+    assert (code, "others" in text) == (0, False)
+
+
+def test_a_card_that_was_there_before_is_somebody_elses(dataset: Dataset, local: Path) -> None:
+    dataset.create({"README.md": b"---\nlicense: mit\n---\nOur words.\n"})
+    dataset.assert_refused("+Our words.", local)
+    assert dataset.upload(local, "--replace-card")[0] == 0
 
 
 # ── Preflight ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -435,206 +444,289 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-SHARD = "all/test-00000-of-00001.parquet"
+def outside(path: Path) -> None:
+    """Moves a file or a folder out of its folder and leaves a link to it."""
+    target = Path(shutil.move(path, Path(str(path.parent) + f"-outside-{path.name}")))
+    path.symlink_to(target)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def listed(name: str) -> Callable[[Path], None]:
+    """Adds a file, and lists it with its checksum."""
+
+    def add(folder: Path) -> None:
+        (folder / name).write_text("secret")
+        listing(folder, **{name: hashlib.sha256(b"secret").hexdigest()})
+
+    return add
+
+
+def renamed(name: str) -> Callable[[Path], None]:
+    """Gives a shard another name, in the manifest too."""
+
+    def rename(folder: Path) -> None:
+        built = manifest.load_built(folder)
+        built.shards[name] = built.shards.pop(SHARD)
+        shutil.move(folder / SHARD, folder / name)
+        built.save(folder)
+
+    return rename
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
-    "incomplete": (lambda folder: (folder / "README.md").write_text(card.INCOMPLETE), "the build is incomplete"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
+    "incomplete": (lambda folder: (folder / "README.md").write_text(card.INCOMPLETE), "incomplete"),
     "a shard is missing": (lambda folder: (folder / SHARD).unlink(), SHARD),
     "a shard is short": (lambda folder: cut(folder / SHARD), SHARD),
     "a shard has changed": (lambda folder: flip(folder / SHARD), SHARD),
-    "a picture has changed": (lambda folder: flip(folder / "assets/classes.png"), "assets/classes.png: sha256"),
-    "a stray file": (lambda folder: (folder / "notes.txt").touch(), "notes.txt: a stray file"),
-    "a script": (lambda folder: (folder / "so2sat.py").touch(), "so2sat.py: a loading script"),
-    "legacy metadata": (lambda folder: (folder / "dataset_infos.json").touch(), "dataset_infos.json: legacy"),
-    "another card": (
-        lambda folder: (folder / "README.md").write_text((folder / "README.md").read_text() + "!"),
-        "README.md: text differs",
-    ),
-    "a glob that matches nothing": (
-        lambda folder: (folder / "README.md").write_text(
-            (folder / "README.md").read_text().replace("path: rgb/test-*", "path: rgb/tset-*")
-        ),
-        "matches no file",
-    ),
+    "a picture has changed": (lambda folder: flip(folder / "assets/classes.png"), "assets/classes.png"),
+    "a stray file": (lambda folder: (folder / "notes.txt").touch(), "notes.txt"),
+    "a script": (lambda folder: (folder / "so2sat.py").touch(), "so2sat.py"),
+    "legacy metadata": (lambda folder: (folder / "dataset_infos.json").touch(), "dataset_infos.json"),
+    "a secret": (listed(".env"), ".env"),
+    "a file that hides others": (listed(".gitignore"), ".gitignore"),
+    "a file beside the repository": (listed("../beside.png"), "../beside.png"),
+    "an absolute path": (listed("/dev/shm/so2sat-test"), "/dev/shm/so2sat-test"),
+    "another file of its own": (listed("assets/other.png"), "assets/other.png"),
+    "a shard of no config": (renamed("all/../geo.parquet"), "geo.parquet"),
+    "a shard of no split": (renamed("all/secret-00000-of-00001.parquet"), "all/secret-00000-of-00001.parquet"),
+    "a link to a shard": (lambda folder: outside(folder / SHARD), SHARD),
+    "a link to a folder": (lambda folder: outside(folder / "rgb"), "rgb/"),
+    "a link to the card": (lambda folder: outside(folder / "README.md"), "README.md"),
+    "a link to the manifest": (lambda folder: outside(folder / "manifest.json"), "manifest.json"),
+    "a link inside": (lambda folder: outside(folder / "statistics.json"), "statistics.json"),
+    "a pipe": (lambda folder: pipe(folder / "assets/bands.png"), "assets/bands.png"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_not_sound_is_not_sent(damage: str, server: hub.Hub, client: Client, copy: Path, name: str) -> None:
+def test_what_is_not_sound_is_not_sent(dataset: Dataset, damage: str, copy: Path) -> None:
     change, problem = DAMAGES[damage]
     change(copy)
-    code, text = client(copy, name)
-    assert code == 1
-    assert problem in text
-    assert sum(line.startswith("error: ") for line in text.splitlines()) == 1
-    assert not server.asked(*SENDING)
+    dataset.assert_refused(problem, copy)
+
+
+def test_no_name_is_taken_under_which_it_can_not_be_loaded(dataset: Dataset, copy: Path) -> None:
+    listed("train.py")(copy)
+    dataset.assert_refused("train.py", copy, to="org/train")
+    assert dataset.upload(copy, to="org/train.so2sat")[0] == 0
+    assert "train.py" in dataset.server.repository("org/train.so2sat").files()
 
 
 @pytest.mark.parametrize(
     ("token", "problem"),
     [
         (None, "no token of the Hub: run 'hf auth login', or set HF_TOKEN"),
-        ("hf_unknown", "the Hub does not know this token"),
+        ("hf_unknown", "does not know this token"),
         ("read", "this token may only read"),
-        ("hf_ünknown", "the Hub: 'ascii' codec can't encode"),
+        ("hf_ünknown", "the token has letters"),
         ("stranger", "who is not in org and can't make it"),
     ],
 )
 def test_a_token_that_may_not_write_is_told_before_anything_is_sent(
-    token: str | None, problem: str, server: hub.Hub, client: Client, local: Path, name: str
+    dataset: Dataset, token: str | None, problem: str, local: Path
 ) -> None:
-    code, text = client(local, name, token=token)
-    assert code == 1
-    assert problem in text
-    assert not server.asked(*SENDING)
+    dataset.assert_refused(problem, local, token=token)
 
 
-def test_who_may_not_write_is_told_of_pull_requests(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    server.create(name)
-    code, text = client(local, name, token="stranger")
-    assert (code, f"stranger may not write to {name}; --create-pr proposes the change" in text) == (1, True)
-    assert not server.asked(*SENDING)
-    assert client(local, name, "--create-pr", token="stranger")[0] == 0
-    assert_equal(server, name, local, "refs/pr/1")
+def test_who_may_not_write_is_told_of_pull_requests(dataset: Dataset, local: Path) -> None:
+    dataset.create()
+    dataset.assert_refused("--create-pr", local, token="stranger")
+    assert dataset.upload(local, "--create-pr", token="stranger")[0] == 0
+    dataset.assert_equal(local, "refs/pr/1")
 
 
-def test_a_revision_that_is_not_there_is_an_error(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    server.create(name)
-    code, text = client(local, name, "--revision", "nowhere")
-    assert (code, "has no revision nowhere" in text) == (1, True)
-
-
-def test_a_revision_of_a_dataset_that_is_not_there_makes_none(
-    server: hub.Hub, client: Client, local: Path, name: str
+@pytest.mark.parametrize(
+    ("there", "options", "problem"),
+    [
+        (True, ["--revision", "nowhere"], "Revision Not Found"),
+        (False, ["--revision", "next"], "it has no revision next"),
+        (True, ["--private"], "is there already, and public"),
+        (True, ["--create-pr", "--tag", "v1"], "leave out --revision and --tag"),
+        (True, ["--create-pr", "--revision", "next"], "leave out --revision and --tag"),
+    ],
+)
+def test_options_that_do_not_fit_what_is_there_are_refused(
+    dataset: Dataset, there: bool, options: list[str], problem: str, local: Path
 ) -> None:
-    code, text = client(local, name, "--revision", "next")
-    assert (code, f"{name} is not there, so it has no revision next" in text) == (1, True)
-    assert not server.asked(*SENDING)
+    if there:
+        dataset.create()
+    dataset.assert_refused(problem, local, *options)
 
 
-def test_what_is_public_is_not_taken_for_private(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    server.create(name)
-    code, text = client(local, name, "--private")
-    assert (code, "is there already, and public" in text) == (1, True)
-    assert not server.asked(*SENDING)
+def test_what_the_hub_would_leave_out_is_refused(dataset: Dataset, local: Path) -> None:
+    dataset.create({".gitignore": b"*.parquet\n"})
+    dataset.assert_refused("has a .gitignore", local)
 
 
-def test_what_the_hub_would_leave_out_is_refused(server: hub.Hub, client: Client, local: Path, name: str) -> None:
-    server.create(name)
-    server.commit(name, {".gitignore": b"*.parquet\n"})
-    code, text = client(local, name)
-    assert (code, "has a .gitignore" in text) == (1, True)
-    assert not server.asked(*SENDING)
+def test_a_card_that_the_hub_refuses_is_told(dataset: Dataset, local: Path) -> None:
+    dataset.server.fail("validate", "400")
+    dataset.assert_refused("the Hub refuses the card", local)
 
 
 @pytest.mark.parametrize("name", ["so2sat", "a/b/c", "a/-b", "a/b..c", "a/b.git", "ä/b", "org/", "hf://org/so2sat"])
-def test_what_is_no_name_is_a_usage_error(name: str, client: Client, local: Path) -> None:
-    code, text = client(local, name)
-    assert (code, "error: argument ORG/NAME: " in text) == (2, True)
+def test_what_is_no_name_is_a_usage_error(dataset: Dataset, local: Path, name: str) -> None:
+    code, text = dataset.upload(local, to=name)
+    assert (code, "argument ORG/NAME: " in text) == (2, True)
 
 
-def test_help_has_examples(client: Client) -> None:
-    assert "python scripts/upload.py build/so2sat ORG/so2sat --dry-run" in client("--help")[1]
+def test_help_has_examples(dataset: Dataset) -> None:
+    assert "python scripts/upload.py build/so2sat ORG/so2sat --dry-run" in dataset.upload("--help")[1]
 
 
 # ── Disturbances ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Stage, how many of its requests come through before, whether for a pull request, whether the result is loaded.
+# Stage, how many of its requests come through before, options, whether the result is loaded, kind of the fault.
 KINDS = ("429", "500", "503", "cut", "lost")
-Case = tuple[str, int, bool, bool, str]
+EARLY = ("whoami", "validate", "create")  # their requests don't tell the repository
+Case = tuple[str, int, tuple[str, ...], bool, str]
 FAULTS: list[Case] = [
-    *((stage, 0, False, False, kind) for stage in ("whoami", "auth", "info", "tree", *SENDING) for kind in KINDS),
-    *(("validate", 0, False, False, kind) for kind in KINDS),
-    *((stage, 1, False, False, kind) for stage in ("validate", "info", "tree", "transfer") for kind in ("503", "lost")),
-    *((stage, 0, True, False, kind) for stage in ("refs", "commit") for kind in KINDS),
-    *((stage, 0, True, False, kind) for stage in ("preupload", "batch", "transfer") for kind in ("cut", "lost")),
-    *((stage, 0, False, True, kind) for stage in ("resolve", "download") for kind in KINDS),
+    *((stage, 0, (), False, kind) for stage in ("auth", "info", "tree", *EARLY, *SENDING[1:-1]) for kind in KINDS),
+    *((stage, 1, (), False, kind) for stage in ("validate", "info", "tree", "transfer") for kind in ("503", "lost")),
+    *((stage, 0, ("--create-pr",), False, kind) for stage in ("discussions", "commit") for kind in KINDS),
+    *((stage, 0, ("--create-pr",), False, kind) for stage in ("batch", "transfer") for kind in ("cut", "lost")),
+    *((stage, 0, ("--tag", "v1"), False, kind) for stage in ("refs", "tag") for kind in KINDS),
+    *((stage, 0, (), True, kind) for stage in ("resolve", "download") for kind in ("503", "cut")),
 ]
 
 
 @pytest.fixture(scope="module")
-def outcomes(server: hub.Hub, many: Path) -> dict[Case, tuple[str, hub.Fault, int, str]]:
+def outcomes(server: hub.Hub, many: Path) -> dict[Case, tuple[str, hub.Fault, int]]:
     """For each fault the repository that it befell, the fault, and how the upload ended, after at most one rerun."""
 
-    def suffer(case: Case) -> tuple[str, hub.Fault, int, str]:
-        stage, after, is_proposed, loads, kind = case
-        name = f"org/{stage}-{after}-{'pr' if is_proposed else 'main'}-{kind}"
+    def suffer(case: Case) -> tuple[str, hub.Fault, int]:
+        stage, after, options, loads, kind = case
+        name = f"org/{'-'.join(map(str, (stage, after, loads, kind, *options)))}".replace("--", "")
         if stage != "create":
             server.create(name)
-        told_apart = stage not in ("whoami", "validate", "create")
-        fault = server.fail(stage, kind, after=after, path=name if told_apart else "")
-        options = ["--create-pr"] if is_proposed else []
-        client = clients.pop()
-        code, text = client(many, name, *options, loads=loads)
-        if code:
-            code, text = client(many, name, *options, loads=loads)
-        clients.append(client)
-        return name, fault, code, text
+        fault = server.fail(stage, kind, after=after, path="" if stage in EARLY else name)
+        code = upload.main([str(many), name, *options]) and upload.main([str(many), name, *options])
+        return name, fault, code
 
-    # Those whose requests don't tell the repository come first, one after another.
-    order = sorted(FAULTS, key=lambda case: case[0] not in ("whoami", "validate", "create"))
-    alone = [case for case in order if case[0] in ("whoami", "validate", "create")]
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(server, rows=5)) for _ in range(4)]
-        told = {case: suffer(case) for case in alone}
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            told.update(zip(order[len(alone) :], pool.map(suffer, order[len(alone) :])))
+    load_back = upload._load_back
+    told: dict[Case, tuple[str, hub.Fault, int]] = {}
+    with pytest.MonkeyPatch.context() as patch, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        patch.setenv("HF_TOKEN", "hf_write")
+        patch.setattr(upload, "_ended_at_once", contextlib.nullcontext)  # signals are the main thread's
+        patch.setattr(
+            upload,
+            "_load_back",
+            lambda *of: load_back(*of) if of[2].startswith(("org/resolve", "org/download")) else None,
+        )
+        for case in [case for case in FAULTS if case[0] in EARLY]:
+            told[case] = suffer(case)
+        others = [case for case in FAULTS if case not in told]
+        told.update(zip(others, pool.map(suffer, others)))
     return told
 
 
 @pytest.mark.parametrize("case", FAULTS, ids=lambda case: "-".join(map(str, case)))
 def test_one_failure_anywhere_changes_nothing_in_the_end(
-    case: Case, outcomes: dict[Case, tuple[str, hub.Fault, int, str]], server: hub.Hub, many: Path
+    dataset: Dataset, case: Case, outcomes: dict[Case, tuple[str, hub.Fault, int]], many: Path
 ) -> None:
-    name, fault, code, text = outcomes[case]
-    assert code == 0, text
-    assert fault.times == 0
-    is_proposed = case[2]
-    assert_equal(server, name, many, "refs/pr/1" if is_proposed else "main")
-    assert list(server.repository(name).pulls) == ([1] if is_proposed else [])
-    assert len(server.repository(name).commits) == 2
+    name, fault, code = outcomes[case]
+    dataset = dataset._replace(name=name)
+    assert (code, fault.times) == (0, 0)
+    is_proposed = "--create-pr" in case[2]
+    dataset.assert_equal(many, "refs/pr/1" if is_proposed else "main")
+    assert [*dataset.repository.pulls] == ([1] if is_proposed else [])
+    assert len(dataset.repository.commits) == 2
 
 
-@pytest.mark.parametrize("stage", ["whoami", "validate", "commit"])
-def test_a_hub_that_stays_away_is_told_in_one_line(
-    stage: str, server: hub.Hub, client: Client, local: Path, name: str
+@pytest.mark.parametrize("stage", ["whoami", "validate", "transfer", "commit"])
+def test_a_hub_that_stays_away_is_told_in_one_line(dataset: Dataset, stage: str, local: Path) -> None:
+    dataset.server.fail(stage, "503", times=float("inf"))
+    code, text = dataset.upload(local)
+    assert (code, "run the same command again" in text) == (1, True)
+    dataset.server.faults.clear()
+    assert dataset.upload(local)[0] == 0
+    dataset.assert_equal(local)
+
+
+@pytest.mark.parametrize("status", ["401", "402", "403", "404", "413", "422"])
+@pytest.mark.parametrize("stage", ["preupload", "transfer", "commit"])
+def test_what_would_fail_again_is_asked_once_and_told_so(dataset: Dataset, stage: str, status: str, many: Path) -> None:
+    dataset.server.fail(stage, status, times=float("inf"))
+    code, text = dataset.upload(many, "--debug")
+    assert (code, "run the same command again" in text) == (1, False), text
+    assert len(dataset.server.asked(stage)) <= (upload.FILES_AT_ONCE if stage == "transfer" else 1)
+    assert dataset.repository.files().keys() == {".gitattributes"}
+
+
+STAGES = ("whoami", "info", "tree", "paths", "refs", "preupload", "batch", "commit", "create", "auth", "validate")
+ODD = {"null": "null", "object": "{}", "list": "[{}]", "number": "7", "deep": "[" * 100_000, "bytes": "\udcff"}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_answer_of_another_shape_is_told_in_one_line(dataset: Dataset, stage: str, kind: str, many: Path) -> None:
+    if stage != "create":
+        dataset.create({"README.md": b"theirs"})
+    fault = dataset.server.fail(stage, ODD[kind], times=float("inf"))
+    dataset.upload(many, "--tag", "v1", "--replace-card")
+    assert dataset.server.asked(stage)[0].fault == fault.kind
+    dataset.server.faults.clear()
+    assert dataset.upload(many, "--replace-card")[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["whoami", "tree", "paths", "resolve", "batch"])
+def test_an_answer_may_not_fill_the_memory(dataset: Dataset, stage: str, many: Path) -> None:
+    dataset.create({"README.md": b"theirs"})
+    dataset.server.fail(stage, "x" * (upload.MAX_ANSWER_BYTES + 1))
+    code, text = dataset.upload(many, "--replace-card")
+    assert (code, "an answer of more than" in text) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("place", "bug"),
+    [
+        ("_oid", TypeError("bug")),
+        ("_tree", KeyError("bug")),
+        ("_validate", ValueError("bug")),
+        ("_send", RuntimeError("bug")),
+        ("_first_row", pa.ArrowInvalid("bug")),
+    ],
+)
+def test_a_bug_is_not_told_as_the_hubs_nor_tried_again(
+    dataset: Dataset, bug: Exception, place: str, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.fail(stage, "503", times=float("inf"))
-    code, text = client(local, name)
-    assert code == 1
-    (line,) = (line for line in text.splitlines() if line.startswith("error: "))
-    assert line.startswith("error: the Hub: ")
-    assert line.endswith("nothing is lost, run the same command again")
-    assert len(server.asked(stage)) == 8
-    server.faults.clear()
-    assert client(local, name)[0] == 0
-    assert_equal(server, name, local)
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(place)
+        raise bug
+
+    dataset.create()
+    monkeypatch.setattr(upload, place, fail)
+    with pytest.raises(type(bug), match="bug"):
+        dataset.upload(local, loads=True)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("stage", ["preupload", "commit"])
-def test_a_change_by_somebody_else_is_refused_and_the_next_run_works(
-    stage: str, server: hub.Hub, client: Client, local: Path, name: str
-) -> None:
-    server.create(name)
+def test_a_change_by_somebody_else_is_refused_and_the_next_run_works(dataset: Dataset, stage: str, local: Path) -> None:
+    dataset.create()
 
     def meddle(request: hub.Request) -> None:
-        server.hooks.clear()
-        server.commit(name, {"LICENSE": b"theirs"})
+        dataset.server.hooks.clear()
+        dataset.server.commit(dataset.name, {"LICENSE": b"theirs"})
 
-    server.on(stage, meddle)
-    code, text = client(local, name)
-    assert code == 1
-    assert "somebody else has changed main meanwhile" in text
-    assert [commit.title for commit in server.repository(name).history()] == ["Someone else's", "initial commit"]
-    assert client(local, name)[0] == 0
-    assert server.repository(name).files()["LICENSE"] == b"theirs"
+    dataset.server.on(stage, meddle)
+    code, text = dataset.upload(local)
+    assert (code, "somebody else has changed main meanwhile" in text) == (1, True)
+    assert [commit.title for commit in dataset.repository.history()] == ["Someone else's", "initial commit"]
+    assert dataset.upload(local)[0] == 0
+    assert dataset.repository.files()["LICENSE"] == b"theirs"
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_after_an_interruption_only_what_is_missing_is_sent(
-    how: signal.Signals, status: int, server: hub.Hub, client: Client, local: Path, name: str
+    dataset: Dataset, how: signal.Signals, status: int, local: Path
 ) -> None:
-    command = [sys.executable, SCRIPT, str(local), name]
     started: list[subprocess.Popen[bytes]] = []
     transfers = itertools.count()
 
@@ -643,93 +735,101 @@ def test_after_an_interruption_only_what_is_missing_is_sent(
             started[0].send_signal(how)
             started[0].wait(20)  # it does not wait for this answer
 
-    server.on("transfer", strike)
-    process = hearing(command, env=server.environment(), stderr=subprocess.PIPE)
+    dataset.server.on("transfer", strike)
+    command = [sys.executable, upload.__file__, str(local), dataset.name]
+    process = hearing(command, env=dataset.server.environment(), stderr=subprocess.PIPE)
     started.append(process)
     error = process.communicate()[1].decode()
     assert process.returncode == status, error
     assert "Traceback" not in error
-    while not all(request.done for request in server.requests):
+    while not all(request.done for request in dataset.server.requests):
         time.sleep(0.01)  # what the client sent before its end may still arrive
-    assert server.repository(name).files().keys() == {".gitattributes"}
-    kept = sum(len(content) for oid, content in server.repository(name).contents.items() if len(oid) == 64)
+    assert dataset.repository.files().keys() == {".gitattributes"}
+    kept = sum(len(content) for oid, content in dataset.repository.contents.items() if len(oid) == 64)
     assert kept > 0
-    server.hooks.clear()
-    server.requests.clear()
-    assert client(local, name)[0] == 0
+    dataset.server.hooks.clear()
+    dataset.server.requests.clear()
+    assert dataset.upload(local)[0] == 0
     large = sum(len(content) for path, content in contents(local).items() if path.endswith((".parquet", ".png")))
-    sent = sum(request.received for request in server.asked("transfer"))
-    assert sent == large - kept
-    assert_equal(server, name, local)
+    assert sum(request.received for request in dataset.server.asked("transfer")) == large - kept
+    dataset.assert_equal(local)
 
 
 # ── Surroundings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_card_that_changes_meanwhile_is_uploaded_as_it_was(
-    server: hub.Hub, client: Client, local: Path, copy: Path, name: str
-) -> None:
-    server.on("transfer", lambda request: (copy / "README.md").write_text(card.INCOMPLETE))
-    assert client(copy, name)[0] == 0
-    assert_equal(server, name, local)
+def test_a_card_that_changes_meanwhile_is_uploaded_as_it_was(dataset: Dataset, local: Path, copy: Path) -> None:
+    dataset.server.on("transfer", lambda request: (copy / "statistics.json").write_text("{}"))
+    assert dataset.upload(copy)[0] == 0
+    dataset.assert_equal(local)
 
 
-def test_a_folder_that_changes_meanwhile_is_not_committed(
-    server: hub.Hub, client: Client, copy: Path, name: str
-) -> None:
+def test_a_folder_that_changes_meanwhile_is_not_committed(dataset: Dataset, copy: Path) -> None:
     def rebuild(request: hub.Request) -> None:
         shutil.copy(copy / SHARD, copy / "new")
         (copy / "new").replace(copy / SHARD)
 
-    server.on("batch", rebuild)
-    code, text = client(copy, name)
+    dataset.server.on("batch", rebuild)
+    code, text = dataset.upload(copy)
     assert (code, "was changed while it was sent; nothing was committed" in text) == (1, True)
-    assert server.repository(name).files().keys() == {".gitattributes"}
-    server.hooks.clear()
-    assert client(copy, name)[0] == 0
-    assert_equal(server, name, copy)
+    assert dataset.repository.files().keys() == {".gitattributes"}
+    dataset.server.hooks.clear()
+    assert dataset.upload(copy)[0] == 0
+    dataset.assert_equal(copy)
 
 
 @pytest.mark.parametrize(
-    ("environment", "problem"),
+    ("endpoint", "problem"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, "offline mode"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "Connection refused"),
+        ("http://127.0.0.1:9", "Connection refused"),
+        ("http://maker:secret@127.0.0.1:9", "Connection refused"),
+        ("ftp://127.0.0.1", "ftp"),
+        ("huggingface.co", "protocol"),
+        ("http://127.0.0.1:nine", "nine"),
+        ("http://no-such-host.invalid", "no-such-host.invalid"),
     ],
 )
-def test_a_hub_out_of_reach_is_told_in_one_line(
-    environment: dict[str, str], problem: str, server: hub.Hub, local: Path, name: str
+def test_an_endpoint_that_is_none_is_told_at_once(
+    dataset: Dataset, endpoint: str, problem: str, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Client(server, variables=environment) as client:
-        code, text = client(local, name)
-    assert (code, problem in text) == (1, True), text
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    code, text = dataset.upload(local, "--debug")
+    assert (code, "HF_ENDPOINT" in text, "next attempt" in text, "secret" in text) == (1, True, False, False), text
 
 
-def test_a_page_that_is_not_of_the_hub_is_told_in_one_line(
-    server: hub.Hub, local: Path, name: str, tmp_path: Path
+def test_offline_is_told_in_one_line(dataset: Dataset, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    code, text = dataset.upload(local)
+    assert (code, "offline mode" in text) == (1, True)
+
+
+def test_what_huggingface_hub_logs_has_no_signatures(
+    dataset: Dataset, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a network that wants a password first."""
-    (tmp_path / "api").mkdir()
-    (tmp_path / "api" / "whoami-v2").write_text("<html>Welcome</html>")
-    with serving(tmp_path) as portal, Client(server, variables={"HF_ENDPOINT": portal.url}) as client:
-        code, text = client(local, name)
-    assert (code, "error: the Hub: " in text) == (1, True), text
+    (handler,) = logging.getLogger("huggingface_hub").handlers
+    monkeypatch.setattr(handler, "stream", logged := io.StringIO())
+    dataset.server.fail("transfer", "503")
+    assert dataset.upload(local)[0] == 0
+    assert dataset.server.storage in logged.getvalue()
+    assert hub.SIGNATURE not in logged.getvalue()
 
 
-def test_names_and_places_do_not_matter(server: hub.Hub, local: Path, name: str, tmp_path: Path) -> None:
+def test_names_and_places_do_not_matter(dataset: Dataset, local: Path, tmp_path: Path) -> None:
     """A read-only folder behind a link with another name, a token in a file, an address with a slash at its end, and a
     folder that is called like the dataset, which load_dataset would prefer to the Hub.
     """
-    folder = Path(shutil.copytree(local, tmp_path / "Städte ☂"))
+    folder = Path(shutil.copytree(local, tmp_path / "Städte ☂" / "so2sat"))
     folder.chmod(0o555)
-    (tmp_path / "so2sat").symlink_to(folder)
-    (tmp_path / name / "rgb").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / dataset.name / "rgb").mkdir(parents=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text("hf_write\n")
-    more = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"{server.endpoint}/"}
-    with Client(server, cwd=tmp_path, variables=more) as client:
-        code, text = client("so2sat", name, loads=True, token=None)
+    more = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"{dataset.server.endpoint}/"}
+    command = [sys.executable, upload.__file__, "link", dataset.name]
+    done = subprocess.run(
+        command, env={**dataset.server.environment(None), **more}, cwd=tmp_path, capture_output=True, text=True
+    )
     folder.chmod(0o755)
-    assert code == 0, text
-    assert f"\n{server.endpoint}/datasets/{name}\n" in text
-    assert_equal(server, name, local)
+    assert done.returncode == 0, done.stderr
+    assert f"\n{dataset.server.endpoint}/datasets/{dataset.name}\n" in done.stdout
+    dataset.assert_equal(local)

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import reprlib
 import statistics as numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -229,7 +228,7 @@ def _glob_findings(built: Manifest, names: Sequence[str], config: str, data_file
         if not matched or matched != expected:
             yield Finding(
                 card.NAME,
-                f"config {reprlib.repr(config)}, split {reprlib.repr(split)}: {reprlib.repr(pattern)} matches"
+                f"config {manifest.shown(config)}, split {manifest.shown(split)}: {manifest.shown(pattern)} matches"
                 f" {_few(sorted(matched)) or 'no file'}, expected {_few(sorted(expected)) or 'no such split'}",
             )
 
@@ -287,7 +286,7 @@ def read_statistics(folder: Path) -> card.Statistics:
                     ranks = band["percentiles"] or {}
                     figures = [band[name] for name in ("mean", "std", "min", "max")]
                     if not all(isinstance(figure, (int, float, type(None))) for figure in (*figures, *ranks.values())):
-                        raise ValueError(f"{reprlib.repr(band)} in {config}, expected numbers")
+                        raise ValueError(f"{manifest.shown(band)} in {config}, expected numbers")
     return configs
 
 
@@ -300,7 +299,7 @@ def _statistics_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
         found = read_statistics(folder)
         splits = {config: [*of_splits] for config, of_splits in found.items()}
         if splits != {config: [*built.splits(config)] for config in built.configs}:
-            raise ValueError(f"statistics of {reprlib.repr(splits)}, expected of the repository's splits")
+            raise ValueError(f"statistics of {manifest.shown(splits)}, expected of the repository's splits")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         yield Finding(layout.STATISTICS_NAME, f"can't be read ({_one_line(error)}), expected what build.py writes")
         return
@@ -352,7 +351,7 @@ def difference(found: Any, expected: Any, where: str = "") -> str:
         same = math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
         return "" if same else f"{where.strip()} is {found}, expected {expected}"
     else:
-        return "" if found == expected else f"{where.strip()} is {reprlib.repr(found)}, expected {expected}"
+        return "" if found == expected else f"{where.strip()} is {manifest.shown(found)}, expected {expected}"
     return next((text for name, value, other in parts if (text := difference(value, other, name))), "")
 
 
@@ -433,7 +432,7 @@ def _footer_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
     found, expected = file.schema_arrow, kind.features.arrow_schema
     if [(field.name, field.type) for field in found] != [(field.name, field.type) for field in expected]:
         names = [name for name in expected.names if name in found.names and found.field(name) != expected.field(name)]
-        what = f"another type of {names[0]}" if names else f"columns {reprlib.repr(found.names)}"
+        what = f"another type of {names[0]}" if names else f"columns {manifest.shown(found.names)}"
         yield f"{what}, expected {', '.join(f'{field.name} {field.type}' for field in expected)}"
         return
     try:
@@ -446,8 +445,8 @@ def _footer_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     sizes = [stop - start for start, stop in so2sat.blocks(shard.start, shard.stop, shard.group_rows)]
     if [group.num_rows for group in groups] != sizes:
-        rows = reprlib.repr([group.num_rows for group in groups])
-        yield f"row groups of {rows} rows, expected {reprlib.repr(sizes)}"
+        rows = manifest.shown([group.num_rows for group in groups])
+        yield f"row groups of {rows} rows, expected {manifest.shown(sizes)}"
         return
     for index, group in enumerate(groups):
         if group.total_byte_size > 2 * kind.row_bytes * group.num_rows + (1 << 20):
@@ -539,7 +538,7 @@ def _different_values(name: str, found: pa.Array, expected: npt.NDArray[Any]) ->
         # Another version of PROJ may compute the last digits of a longitude otherwise.
         is_degree = name in ("longitude", "latitude") and value is not None
         if not (math.isclose(value, other, rel_tol=0, abs_tol=MAX_DEGREES) if is_degree else value == other):
-            yield row, f" {reprlib.repr(value)}, expected {other}"
+            yield row, f" {manifest.shown(value)}, expected {other}"
 
 
 def _different_arrays(found: pa.ExtensionArray, expected: npt.NDArray[np.float32]) -> Iterator[tuple[int, str]]:
@@ -565,7 +564,7 @@ def _different_images(task: Task, found: pa.Array, expected: npt.NDArray[np.uint
     images, paths = (pc.struct_field(found, name).to_pylist() for name in ("bytes", "path"))
     for row, (image, other) in enumerate(zip(images, so2sat.encode_images(expected, image_format), strict=True)):
         if paths[row] is not None:
-            yield row, f" with a path, {reprlib.repr(paths[row])}, expected none"
+            yield row, f" with a path, {manifest.shown(paths[row])}, expected none"
         elif image != other and (problem := _image_problem(image, other, image_format, task.same_pillow)):
             yield row, f" {problem}, expected that"
 
@@ -601,7 +600,7 @@ def _pixels(image: bytes, image_format: str) -> npt.NDArray[np.float64]:
 
 def _few(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    shown = ", ".join(name if name.isprintable() and len(name) < 200 else reprlib.repr(name) for name in names[:3])
+    shown = ", ".join(name if name.isprintable() and len(name) < 200 else manifest.shown(name) for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -19,6 +19,10 @@ from publishing.command import CommandError
 
 NAME = "manifest.json"
 
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 120
+shown = _repr.repr  # of what a file holds, which may be endless
+
 MAX_BYTES = 16 << 20  # of a file that is read whole; a full repository's manifest has 50 kB
 MAX_ROWS = 10_000_000  # of a source; the largest has 352,366
 MAX_SHARDS = 99_999  # of a split, by the digits of their names
@@ -214,12 +218,12 @@ def parse(type_: Any, value: Any, where: str = "") -> Any:
     if isinstance(type_, type) and dataclasses.is_dataclass(type_):
         fields = typing.get_type_hints(type_)
         if not isinstance(value, dict) or {*value} != {*fields}:
-            raise ValueError(f"{where or 'it'} is {reprlib.repr(value)}, expected the fields {', '.join(fields)}")
+            raise ValueError(f"{where or 'it'} is {shown(value)}, expected the fields {', '.join(fields)}")
         return type_(**{name: parse(field, value[name], f"{where} {name}".strip()) for name, field in fields.items()})
     if type(value) is not origin:
-        raise ValueError(f"{where} is {reprlib.repr(value)}, expected {origin.__name__}")
+        raise ValueError(f"{where} is {shown(value)}, expected {origin.__name__}")
     if origin is dict:
-        return {key: parse(arguments[1], member, f"{where} {reprlib.repr(key)}") for key, member in value.items()}
+        return {key: parse(arguments[1], member, f"{where} {shown(key)}") for key, member in value.items()}
     if origin is list:
         return [parse(arguments[0], member, where) for member in value]
     return value
@@ -229,14 +233,14 @@ def _problems(found: Manifest) -> Iterator[str]:
     """What a manifest says that build.py would not write; what it names is a file of the plan, inside the folder."""
     configs = [config for config in layout.CONFIGS if config in found.configs]
     if not configs or configs != found.configs:
-        yield f"configs are {reprlib.repr(found.configs)}, expected some of {', '.join(layout.CONFIGS)}"
+        yield f"configs are {shown(found.configs)}, expected some of {', '.join(layout.CONFIGS)}"
         return
     if {*found.versions} != {*current_versions()}:
-        yield f"versions are of {reprlib.repr([*found.versions])}, expected of {', '.join(current_versions())}"
+        yield f"versions are of {shown([*found.versions])}, expected of {', '.join(current_versions())}"
     if found.image_format not in so2sat.IMAGE_FORMATS:
         yield f"image_format is {found.image_format!r}, expected one of {', '.join(so2sat.IMAGE_FORMATS)}"
     if {*found.limits} != {*layout.LIMITS}:
-        yield f"limits are of {reprlib.repr([*found.limits])}, expected of {', '.join(layout.LIMITS)}"
+        yield f"limits are of {shown([*found.limits])}, expected of {', '.join(layout.LIMITS)}"
         return
     for kind, limit in found.limits.items():
         most = layout.LIMITS[kind]
@@ -247,12 +251,12 @@ def _problems(found: Manifest) -> Iterator[str]:
     planned = {shard.name: shard for shard in found.plan()}
     for name, record in found.shards.items():
         if name not in planned or record.rows != planned[name].rows:
-            yield f"shard {reprlib.repr(name)} has {record.rows:,} rows, expected only what its sources make"
+            yield f"shard {shown(name)} has {record.rows:,} rows, expected only what its sources make"
         if record.bytes < 1 or record.arrow_bytes < 1 or not _is_sha256(record.sha256):
             yield f"shard {name} has {record}, expected sizes above 0 and a SHA-256"
     for name, sha256 in found.files.items():
         if name not in layout.OTHER_FILES or not _is_sha256(sha256):
-            yield f"file {reprlib.repr(name)} is listed, expected only {', '.join(layout.OTHER_FILES)} with SHA-256"
+            yield f"file {shown(name)} is listed, expected only {', '.join(layout.OTHER_FILES)} with SHA-256"
 
 
 def _source_problems(found: Manifest) -> Iterator[str]:
@@ -261,9 +265,9 @@ def _source_problems(found: Manifest) -> Iterator[str]:
     least = min(limit.group_rows for limit in found.limits.values())
     for name, record in found.sources.items():
         if name not in known or not 1 <= record.rows <= min(MAX_ROWS, MAX_SHARDS * least) or record.bytes < 1:
-            yield f"source {reprlib.repr(name)} has {record.rows:,} rows, expected a file of its configs"
+            yield f"source {shown(name)} has {record.rows:,} rows, expected a file of its configs"
         if not _is_sha256(record.fingerprint) or not record.synthetic.isprintable():
-            yield f"source {name} has {reprlib.repr(record)}, expected a SHA-256 and one line of text"
+            yield f"source {name} has {shown(record)}, expected a SHA-256 and one line of text"
     for config in found.configs:
         if not found.splits(config):
             yield f"config '{config}' has no source, expected at least one split"
