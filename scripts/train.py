@@ -93,6 +93,7 @@ class Patches:
         blocks = [block for table in tables for block in table.to_batches()]
         self._stops = np.cumsum([len(block) for block in blocks])
         self._starts = self._stops - [len(block) for block in blocks]
+        self._columns = columns
         self._whole: dict[str, Array] = {}  # columns that are small, or decoded
         self._views: dict[str, list[Array]] = {}  # the blocks of the others, shape (rows, values)
         self._shapes: dict[str, tuple[int, ...]] = {}  # of their rows
@@ -118,17 +119,19 @@ class Patches:
             IndexError: The indices are of another kind or out of range, or a mask has another length.
         """
         rows = self._rows[indices]
-        if rows.ndim > 1 or indices is Ellipsis:
+        if rows.ndim > 1:
             raise IndexError("patches take one index: an integer, a slice, a list, an array of integers or a mask")
         if rows.ndim == 0:
             return {name: values[0] for name, values in self[rows[None]].items()}
-        batch = {name: array[rows] for name, array in self._whole.items()}
         blocks = np.searchsorted(self._stops, rows, side="right")
         places = [*zip(blocks.tolist(), (rows - self._starts[blocks]).tolist())]
-        for name, views in self._views.items():
+
+        def gathered(name: str) -> Array:
+            views = self._views[name]
             values = [views[block][row] for block, row in places] or [views[0][:0]]
-            batch[name] = np.concatenate(values, axis=None).reshape(len(rows), *self._shapes[name])
-        return batch
+            return np.concatenate(values, axis=None).reshape(len(rows), *self._shapes[name])
+
+        return {name: self._whole[name][rows] if name in self._whole else gathered(name) for name in self._columns}
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Gives what PyTorch's DataLoader asks for: the rows of a batch."""
@@ -575,7 +578,7 @@ def draw_confusion(measured: Facts, title: str, path: Path) -> None:
     axes.set_xlabel("predicted LCZ, percent of the patches of a true class")
     axes.set_ylabel("true class (its test patches) and LCZ")
     axes.set_title(title, fontsize=11)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
     pyplot.close(figure)
 
 
@@ -662,7 +665,8 @@ def _run(options: argparse.Namespace) -> None:
     what = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != "validation_accuracy")
     print(f"\nthe model that was best on validation ({what}), measured once, on test:\n\n{describe(measured)}\n")
 
-    title = f"{options.model} on {', '.join(repository.columns)}: {measured['overall_accuracy']:.1%} of the test patches right"
+    right = f"{measured['overall_accuracy']:.1%} of the test patches right"
+    title = f"{options.model} on {', '.join(repository.columns)}: {right}"
     draw_confusion(measured, f"{title}{warning}", options.output / "confusion.png")
     packages = ["datasets", "numpy", "scikit-learn", *(["torch"] if options.model == "cnn" else [])]
     versions = {name: importlib.metadata.version(name) for name in packages}
