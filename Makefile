@@ -1,10 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
+TORCH ?= torch
 # The import hook of a default editable installation loses so2sat.py to any folder called so2sat; a path does not.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
-.PHONY: demo test lint benchmark assets clean
+.PHONY: demo test train lint benchmark assets clean
 
 # Sample data → Parquet repository → a look at it, in under three minutes.
 demo: .venv/demo
@@ -14,6 +15,12 @@ demo: .venv/demo
 
 test: .venv/test .venv/datasets-3.6.0/ready .venv/datasets-4.0.0/ready
 	$(BIN)/python -m pytest
+
+# From the demo's repository to a trained model. It has an environment of its own, because PyTorch and what comes with it
+# take 5 GB; TORCH= chooses another build of it.
+train: demo .venv/train/ready
+	HF_HOME=$(CURDIR)/$(DEMO)/cache .venv/train/bin/python scripts/train.py $(DEMO)/so2sat --output build/trained
+	UV_CACHE_DIR=$(CURDIR)/build/uv PATH=$(CURDIR)/.venv/train/bin:$$PATH .venv/train/bin/python -m pytest tests/test_train_torch.py
 
 lint: .venv/test
 	$(BIN)/ruff check
@@ -49,6 +56,12 @@ clean:
 .venv/datasets-%/ready: Makefile | .venv/demo
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check datasets==$* h5py pillow
+	touch $@
+
+.venv/train/ready: pyproject.toml | .venv/demo
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat \
+		--editable '.[scripts,http,test]' '$(TORCH)' uv
 	touch $@
 
 .venv/benchmark: pyproject.toml .venv/demo

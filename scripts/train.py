@@ -21,6 +21,7 @@ one on the Hugging Face Hub. `Patches` serves those who write their own loop.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -134,31 +135,35 @@ class Patches:
         return {name: self._whole[name][rows] if name in self._whole else gathered(name) for name in self._columns}
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
-        """Gives what PyTorch's DataLoader asks for: the rows of a batch."""
-        return Rows(self[indices])
+        """Gives what PyTorch's DataLoader asks for: the rows of a batch, as tensors."""
+        import torch
+
+        return Rows({name: torch.from_numpy(values) for name, values in self[indices].items()})
 
     @staticmethod
     def collate(rows: Rows) -> Batch:
-        """Makes tensors of a batch for a DataLoader, without another copy."""
-        import torch
-
-        return {name: torch.from_numpy(values) for name, values in rows.batch.items()}
+        """Gives a DataLoader the batch that its rows are views of, without another copy."""
+        return rows.batch
 
 
 class Rows(Sequence[Batch]):
-    """A batch as a sequence of its rows, which are views."""
+    """A batch of tensors as a sequence of rows, which are made only if somebody looks at them."""
 
     def __init__(self, batch: Batch) -> None:
         """Takes a batch."""
         self.batch = batch
 
+    @functools.cached_property
+    def _rows(self) -> list[Batch]:
+        return [dict(zip(self.batch, row)) for row in zip(*(values.unbind() for values in self.batch.values()))]
+
     def __len__(self) -> int:
         """Number of rows."""
-        return len(next(iter(self.batch.values())))
+        return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         """Gives a row."""
-        return {name: values[index] for name, values in self.batch.items()}
+        return self._rows[index]
 
 
 def _decoded(blocks: Iterator[Any], rows: int) -> Array:
@@ -166,7 +171,7 @@ def _decoded(blocks: Iterator[Any], rows: int) -> Array:
     import PIL.Image
 
     encoded = (image["bytes"] for block in blocks for image in block.to_pylist())
-    pixels = (np.asarray(PIL.Image.open(io.BytesIO(image)).convert("RGB")) for image in encoded)
+    pixels = (np.asarray(PIL.Image.open(io.BytesIO(image))) for image in encoded)
     first = next(pixels)
     result = np.empty((rows, *first.shape), np.uint8)
     result[0] = first

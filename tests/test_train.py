@@ -147,14 +147,6 @@ def test_images_are_decoded_as_pillow_decodes_them(repository: Path) -> None:
         np.testing.assert_array_equal(found, np.asarray(PIL.Image.open(io.BytesIO(row["image"]["bytes"]))))
 
 
-def test_rows_for_a_dataloader_are_those_of_the_batch(patches: train.Patches) -> None:
-    batch, rows = patches[[7, 3]], patches.__getitems__([7, 3])
-    assert len(rows) == len([*rows]) == 2
-    for index, row in enumerate(rows):
-        assert {*row} == {*batch}
-        assert all((row[name] == batch[name][index]).all() for name in batch)
-
-
 # ┌──────────────────────────────┐
 # │  The repository, its splits  │
 # └──────────────────────────────┘

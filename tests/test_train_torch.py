@@ -83,6 +83,15 @@ def test_a_dataloader_gives_every_patch_once_as_tensors(way: str, patches: train
         np.testing.assert_array_equal(ordered(joined)[name], values)
 
 
+def test_rows_for_a_dataloader_are_those_of_the_batch(patches: train.Patches) -> None:
+    batch, rows = patches[[7, 3]], patches.__getitems__([7, 3])
+    assert len(rows) == len([*rows]) == 2
+    for index, row in enumerate(rows):
+        assert [*row] == [*batch]
+        for name, values in row.items():
+            np.testing.assert_array_equal(values.numpy(), batch[name][index])
+
+
 # ┌─────────┐
 # │  Model  │
 # └─────────┘
