@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import platform
 import signal
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 import publishing
 import so2sat
+
+SYSTEMS = "The scripts need Linux or macOS."
 
 
 class CommandError(Exception):
@@ -22,7 +27,7 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
     """Makes a parser with a description, examples at the end of its help and the option `--debug`."""
     result = argparse.ArgumentParser(
         description=textwrap.fill(description, 100),
-        epilog=f"examples:\n{examples}",
+        epilog=f"examples:\n{examples}\n{SYSTEMS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -54,9 +59,10 @@ def run(
     Returns:
         The exit status: the command's, 1 after an error of the user's or of the system's, 130 after Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may have letters that a terminal lacks
-            stream.reconfigure(errors="backslashreplace")
+    _let_everything_be_printed()
+    if platform.system() not in ("Linux", "Darwin"):
+        print(f"error: {SYSTEMS} This is {platform.system()}", file=sys.stderr)
+        return 1
     options = arguments.parse_args(argv)
     try:
         if signal.getsignal(signal.SIGINT) is publishing.end:
@@ -72,3 +78,18 @@ def run(
             traceback.print_exc()
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def nowhere() -> TextIO:
+    """A stream for what nobody reads."""
+    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+
+
+def _let_everything_be_printed() -> None:
+    """Makes the standard streams take characters that their encoding lacks, and exist where they are closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, nowhere())
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
