@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import datetime
 import ftplib
-import functools
 import hashlib
+import itertools
 import json
 import os
 import posixpath
+import re
 import shutil
 import socket
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
-import h5py
 import httpx2
 import huggingface_hub.constants
 import tqdm
@@ -34,13 +33,25 @@ from publishing.command import CommandError
 # The editions that a server has; the Hub has the files of editions 1 and 2 as part of edition 4.
 SOURCES: Mapping[str, tuple[int, ...]] = {"tum": (1, 2, 3), "hub": (1, 2, 4)}
 
-STATE_FOLDER = ".download"
+STATE_FOLDER, STATE_NAME = ".download", "state.json"
 PART, GZ_PART, UNPACKED_PART = ".part", ".gz.part", ".unpacked.part"
 
 TIMEOUT = 60.0  # seconds without a byte
 ATTEMPTS = 12  # failures in a row, without a new byte between them, before we give up: seven minutes or more
+LONGEST_PAUSE = 600.0  # seconds that we wait if a server asks for it
 CHUNK = 1 << 18
+ANSWER_BYTES, ANSWER_LINES, REDIRECTS = 1 << 20, 200, 10  # more than that is no answer to our questions
+UNPACKED_FACTOR = 100  # by which a file whose size is not published may grow when it is unpacked
+SHA256 = re.compile("[0-9a-f]{64}")
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
+
+ELSEWHERE = "try the other --source, or look at the edition's page"
+HINTS: Mapping[int, str] = {
+    401: "log in with 'hf auth login', or set HF_TOKEN to a token that is valid",
+    402: "the Hub wants to be paid for this; try --source tum",
+    403: "the token of 'hf auth login' or HF_TOKEN may not read this; use another one, or none",
+    404: f"unset HF_ENDPOINT if it is set, {ELSEWHERE}",
+}
 
 EXAMPLES = """\
   python scripts/download.py data                             edition 2 from its publisher (TUM), 59 GB
@@ -62,11 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--edition", type=int, choices=facts.EDITIONS, default=2, help="default: %(default)s")
     parser.add_argument("--split", action="append", choices=so2sat.SOURCE_FILES, help="may be repeated (default: all)")
     parser.add_argument("--source", choices=SOURCES, help="server (default: tum, for edition 4 hub)")
-    return command.run(_run, parser, argv)
-
-
-def _run(options: argparse.Namespace) -> None:
-    download(options.folder, options.edition, options.split, options.source)
+    return command.run(lambda given: download(given.folder, given.edition, given.split, given.source), parser, argv)
 
 
 def download(folder: Path, edition: int = 2, splits: Sequence[str] | None = None, source: str | None = None) -> None:
@@ -81,507 +88,455 @@ def download(folder: Path, edition: int = 2, splits: Sequence[str] | None = None
     Raises:
         CommandError: A file can't be had or is not what it must be; the message says what to do.
     """
-    folder = folder.expanduser()
-    parts = [Part(folder, name, file) for name, file in _select(edition, splits, source).items()]
+    selected, folder = _select(edition, splits, source), Path(os.path.expanduser(folder))
     folder.mkdir(parents=True, exist_ok=True)
     _say(f"So2Sat LCZ42, edition {edition} ({facts.EDITIONS[edition].homepage}) → {folder}")
     if edition == 3 and (not splits or "train" in splits):
         _say("culture_10/training.h5 is edition 2's training.h5; to fetch that: --edition 2 --split train")
     with files.locked(folder, STATE_FOLDER):
-        missing = [part for part in parts if not _is_there(part)]
-        for part in missing:
-            part.remote = _persist(part, functools.partial(_describe, part.file))
-        _check_space(folder, missing)
-        for part in missing:
-            _fetch(part)
-    size = sum(part.target.stat().st_size for part in parts)
-    _say(f"{folder}: edition {edition}, {len(parts)} files, {size:,} bytes, all verified")
+        missing = {name: file for name, file in selected.items() if not _is_there(folder, name, file)}
+        remotes = {name: _describe(name, file) for name, file in missing.items()}
+        _check_space(folder, remotes)
+        for name, remote in remotes.items():
+            _fetch(folder, name, selected[name], remote)
+    size = sum((folder / name).stat().st_size for name in selected)
+    _say(f"{folder}: edition {edition}, {len(selected)} files, {size:,} bytes, all verified")
 
 
 def _select(edition: int, splits: Sequence[str] | None, source: str | None) -> dict[str, facts.SourceFile]:
-    """The files that are asked for, by their path in the folder."""
+    """The files that are asked for by their path in the folder, those of a split together."""
     source = source or next(name for name, editions in SOURCES.items() if edition in editions)
     if edition not in SOURCES[source]:
         raise CommandError(f"edition {edition} is not to be had from {source}; leave out --source {source}")
-    names = [*facts.EDITIONS[edition].files]
-    if splits:
-        # `training` stands for training.h5, training_geo.h5, random/training.h5 …
-        stems = {split: so2sat.SOURCE_FILES[split].removesuffix(".h5") for split in splits}
-        names = [name for name in names if posixpath.basename(name).startswith((*stems.values(),))]
-        for split, stem in stems.items():
-            if not any(stem in name for name in names):
-                raise CommandError(f"edition {edition} has no {split} split; leave out --split {split}")
-    return {name: facts.EDITIONS[4 if source == "hub" else edition].files[name] for name in names}
+    available = facts.EDITIONS[4 if source == "hub" else edition].files
+    names: list[str] = []
+    for split in splits or so2sat.SOURCE_FILES:
+        stem = so2sat.SOURCE_FILES[split].removesuffix(".h5")  # of training.h5, training_geo.h5, random/training.h5 …
+        found = [name for name in facts.EDITIONS[edition].files if posixpath.basename(name).startswith(stem)]
+        if splits and not found:
+            raise CommandError(f"edition {edition} has no {split} split; leave out --split {split}")
+        names += found
+    return {name: available[name] for name in names}
 
 
 class Damaged(Exception):
     """A file is not what it must be. The message goes on after the file's name."""
 
 
-class Part:
-    """What has come of a file: on the disk, in the checksums and, if it comes gzipped, unpacked beside it.
+@dataclasses.dataclass(eq=False)
+class Interruption(Exception):
+    """A failure that may pass; `pause` is how many seconds the server asks to wait."""
 
-    Attributes:
-        name: Its path in the folder.
-        published: The strongest checksum that is published: kind and value.
-        remote: The file on the server.
-        generation: How many different files the server has had; 0 as long as nothing is open.
-        received: Bytes that have come, as the server sends them.
-        size: Bytes of the file that they make.
-    """
-
-    def __init__(self, folder: Path, name: str, file: facts.SourceFile) -> None:
-        """Opens nothing, `follow` does."""
-        self.folder, self.name, self.file, self.target = folder, name, file, folder / name
-        self.published = f"sha256 {file.sha256}" if file.sha256 else f"md5 {file.md5}" if file.md5 else ""
-        self.remote, self.generation, self.received, self.size = Remote("", 0), 0, 0, 0
-        self.files = contextlib.ExitStack()
-
-    def beside(self, suffix: str) -> Path:
-        """Path of a file beside the target."""
-        return self.target.with_name(self.target.name + suffix)
-
-    @property
-    def path(self) -> Path:
-        """Path of what has come, as it came."""
-        return self.beside(GZ_PART if self.remote.gzipped else PART)
-
-    def follow(self, remote: Remote) -> None:
-        """Goes on with what has come, or starts anew if that is of another file than the server has now."""
-        if self.generation and remote == self.remote:
-            return
-        self.remote, self.generation = remote, self.generation + 1
-        self.path.parent.mkdir(exist_ok=True)
-        there, version = _bytes_in(self.path), f"{remote.size} {remote.sha256 or self.published}"
-        key = str(self.path.relative_to(self.folder))
-        keep = there <= remote.size and _recall(self.folder).get(key, version) == version
-        if there and not keep:
-            _say(f"{self.name}: the server has another file than before, starting anew")
-        _remember(self.folder, key, version)
-        self.restart(keep)
-
-    def restart(self, keep: bool = False) -> None:
-        """Starts with what is on the disk, or with nothing."""
-        self.files.close()
-        self.received = self.size = 0
-        self.sent_hash = hashlib.sha256()  # of the bytes as they come
-        self.hash = hashlib.new(self.published.partition(" ")[0] or "sha256")  # of the file
-        self.gunzip = zlib.decompressobj(31)
-        self.input = self.output = self.files.enter_context(self.path.open("a+b" if keep else "w+b", buffering=0))
-        if self.remote.gzipped:
-            self.output = self.files.enter_context(self.beside(UNPACKED_PART).open("wb", buffering=0))
-        self.input.seek(0)
-        if there := _bytes_in(self.path):
-            with _progress(f"{self.name}: reading what is there", there) as show:
-                while chunk := self.input.read(CHUNK):
-                    self.take(chunk)
-                    show(self.received)
-
-    def take(self, chunk: bytes, is_new: bool = False) -> None:
-        """Takes the next bytes, from the server if they are new, else from the disk."""
-        if is_new:
-            _write(self.input, chunk)
-        self.received += len(chunk)
-        if self.remote.sha256:
-            self.sent_hash.update(chunk)
-        while chunk:
-            data, chunk = self._unpack(chunk) if self.remote.gzipped else (chunk, b"")
-            self.hash.update(data)
-            self.size += len(data)
-
-    def _unpack(self, chunk: bytes) -> tuple[bytes, bytes]:
-        """Unpacks bytes; returns what they make, and what belongs to another gzip file that is joined to this one."""
-        if self.gunzip.eof:
-            self.gunzip = zlib.decompressobj(31)
-        try:
-            data = self.gunzip.decompress(chunk)
-        except zlib.error as error:
-            raise Damaged(f"is no intact gzip near byte {self.received:,} ({error})") from error
-        _write(self.output, data)
-        return data, self.gunzip.unused_data
-
-    def finish(self) -> str:
-        """Verifies all, gives the file its name and returns what it was compared with.
-
-        Raises:
-            Damaged: Something differs.
-        """
-        if self.remote.sha256:
-            _compare(f"sha256 {self.sent_hash.hexdigest()}", f"sha256 {self.remote.sha256}")
-        if self.remote.gzipped and not self.gunzip.eof:
-            raise Damaged("is gzip that ends too early")
-        if self.file.bytes not in (None, self.size):
-            raise Damaged(f"has {self.size:,} bytes when unpacked, expected {self.file.bytes:,}")
-        if self.published:
-            _compare(f"{self.hash.name} {self.hash.hexdigest()}", self.published)
-        path = Path(self.output.name)
-        _check_hdf5(path)
-        os.fsync(self.output.fileno())
-        path.replace(self.target)
-        files.sync_folder(self.target.parent)
-        _remember(self.folder, self.name, self.mark())
-        self.remove_rest()
-        if self.published:
-            return f"{self.hash.name} as published"
-        return f"no checksum published{', sha256 as the server says' * bool(self.remote.sha256)}"
-
-    def mark(self) -> str:
-        """What stays as it is as long as the file need not be verified again."""
-        state = self.target.stat()
-        return f"{state.st_size} {state.st_mtime_ns} {self.published}"
-
-    def remove_rest(self) -> None:
-        """Removes what is of no use beside the finished file."""
-        for suffix in (PART, GZ_PART, UNPACKED_PART):
-            self.beside(suffix).unlink(missing_ok=True)
+    message: str
+    pause: float = 0
 
 
-def _fetch(part: Part) -> None:
-    """Fetches a file, however often that is interrupted."""
-    started = time.monotonic()
+@dataclasses.dataclass(frozen=True)
+class Remote:
+    """A file as its server describes it: bytes that it sends, bytes that they make at most, and the file's SHA-256."""
 
-    def attempt() -> None:
-        part.follow(_describe(part.file))
-        try:
-            _receive(part)
-        except RangeRefused:
-            _say(f"{part.name}: the server can't go on in the middle of a file, starting anew")
-            part.restart()
-            _receive(part)
-
-    _say(f"{part.name}: {_size(part.remote.size)}{' gzipped' * part.remote.gzipped} from {_shown(part.remote.url)}")
-    with part.files:
-        try:
-            _persist(part, attempt)
-            how = part.finish()
-        except Damaged as error:
-            aside = part.path.with_name(f"{part.path.name.removesuffix(PART)}.damaged")
-            part.path.replace(aside)
-            part.beside(UNPACKED_PART).unlink(missing_ok=True)
-            raise CommandError(
-                f"{part.target}: what came {error}; it is kept as {aside.name}, delete that if it is of no use to you."
-                " Run the same command again to fetch the file anew"
-            ) from error
-        except OSError as error:  # of the disk; those of the network are Interruptions
-            raise CommandError(
-                f"{part.target}: {error.strerror or error}; what has come is kept, run the same command again to go on"
-            ) from error
-        except KeyboardInterrupt:
-            _say(f"{part.name}: {part.received:,} bytes are kept, run the same command again to go on")
-            raise
-    duration = datetime.timedelta(seconds=round(time.monotonic() - started))
-    _say(f"{part.name}: {part.size:,} bytes in {duration}, {how}")
+    url: str
+    size: int
+    limit: int
+    sha256: str | None
+    is_gzipped: bool
 
 
-def _receive(part: Part) -> None:
-    """Receives what is missing.
-
-    Raises:
-        Interruption: Not all came.
-        RangeRefused: The server sends whole files only.
-    """
-    size = part.remote.size
-    with _progress(part.name, size, part.received) as show:
-        for chunk in _read(part.remote, part.received) if part.received < size else ():
-            if part.received + len(chunk) > size:  # it ignores from where on to send
-                part.restart()
-                raise Interruption(f"more than {size:,} bytes came, starting anew")
-            part.take(chunk, is_new=True)
-            show(part.received)
-    if part.received < size:
-        raise Interruption("connection closed")
-
-
-def _is_there(part: Part) -> bool:
-    """Whether the folder has a file, verified.
-
-    Raises:
-        CommandError: It has another file of that name.
-    """
-    target, expected = part.target, part.file.bytes
-    if not os.path.lexists(target):
+def _is_there(folder: Path, name: str, file: facts.SourceFile) -> bool:
+    """Whether the folder has a file, verified; something else of its name is an error."""
+    path = folder / name
+    if not os.path.lexists(path):
         return False
-    mark, size, how = part.mark(), _bytes_in(target), "verified before"
-    if _recall(part.folder).get(part.name) != mark:
-        kind = part.published.partition(" ")[0]
+    if not path.is_file():
+        raise CommandError(f"{path}: is no regular file, nor a link to one; move it away")
+    size, how = path.stat().st_size, "is there, verified before"
+    if _marks(folder).get(name) != _mark(path, file):
         try:
-            if expected not in (None, size):
-                raise Damaged(f"has {size:,} bytes, expected {expected:,}")
-            if kind:
-                _compare(f"{kind} {_checksum(part, kind)}", part.published)
-            _check_hdf5(target)
+            if file.bytes not in (None, size):
+                raise Damaged(f"has {size:,} bytes, expected {file.bytes:,}")
+            with _naming(path), path.open("rb") as opened, _progress(_rest(opened), name, size) as pieces:
+                for _ in _verified(pieces, file, size):
+                    pass
+            how = "is there"
         except Damaged as error:
-            is_beginning = part.file.url.startswith("ftp:") and size < (expected or 0)
-            rename = f"rename it to {target.name}{PART} if it is the beginning of a download, else "
             raise CommandError(
-                f"{target}: {error}. It is left as it is: {rename * is_beginning}move it away or delete it, and run the"
-                " same command again"
+                f"{path}: {error}. It is left as it is: move it away or delete it, or rename it to {path.name}{PART} if"
+                " it is the beginning of a download; then run the same command again"
             ) from error
-        _remember(part.folder, part.name, mark)
-        how = f"{kind} as published" if kind else "no checksum published"
-    _say(f"{part.name}: is there, {size:,} bytes, {how}")
-    part.remove_rest()  # a run may have been killed just before it did
+    _keep(folder, name, file, how)
     return True
 
 
-def _checksum(part: Part, kind: str) -> str:
-    digest, done = hashlib.new(kind), 0
-    with (
-        _progress(f"{part.name}: verifying", _bytes_in(part.target)) as show,
-        part.target.open("rb", buffering=0) as file,
-    ):
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            show(done)
-    return digest.hexdigest()
-
-
-def _compare(found: str, expected: str) -> None:
+def _verified(
+    pieces: Iterable[bytes], file: facts.SourceFile, limit: int, sha256: str | None = None
+) -> Iterator[bytes]:
+    """Passes a file's bytes on, stops when they are more than they may be, and compares them with what is published."""
+    kind, expected = _checksum(file)
+    digest, size = hashlib.new(kind), 0
+    for piece in pieces:
+        size += len(piece)
+        if size > limit:
+            raise Damaged(f"has more than {limit:,} bytes, expected no more")
+        digest.update(piece)
+        yield piece
+    if file.bytes not in (None, size):
+        raise Damaged(f"has {size:,} bytes, expected {file.bytes:,}")
+    found, expected = digest.hexdigest(), expected or sha256 or digest.hexdigest()
     if found != expected:
-        raise Damaged(f"has {found}, expected {expected}")
+        raise Damaged(f"has {kind} {found}, expected {expected}")
 
 
-def _check_hdf5(path: Path) -> None:
-    try:
-        h5py.File(path, "r", locking=False).close()
-    except OSError as error:
-        raise Damaged(f"can't be opened as HDF5 ({error})") from error
+def _checksum(file: facts.SourceFile) -> tuple[str, str]:
+    """Kind and value of the strongest checksum that is published; the value is empty if there is none."""
+    return ("md5", file.md5) if file.md5 and not file.sha256 else ("sha256", file.sha256 or "")
 
 
-def _write(file: Any, data: bytes) -> None:
-    while data:  # a file without a buffer may take less at a time
-        data = data[file.write(data) :]
+def _mark(path: Path, file: facts.SourceFile) -> str:
+    """What stays as it is as long as a file need not be verified again."""
+    state = path.stat()
+    return " ".join([str(state.st_size), str(state.st_mtime_ns), *_checksum(file)])
 
 
-def _bytes_in(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _recall(folder: Path) -> dict[str, str]:
-    """What is remembered: the marks of verified files, and of which file on the server a part is."""
-    try:
-        notes: dict[str, str] = json.loads((folder / STATE_FOLDER / "state.json").read_bytes())
-    except (OSError, ValueError):  # there is nothing yet, or somebody wrote into it
+def _marks(folder: Path) -> dict[str, Any]:
+    """Marks of verified files by name; what somebody else wrote there is as good as nothing."""
+    path = folder / STATE_FOLDER / STATE_NAME
+    if not path.is_file() or path.stat().st_size > ANSWER_BYTES:
         return {}
-    return notes
+    try:
+        marks = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return marks if isinstance(marks, dict) else {}
 
 
-def _remember(folder: Path, key: str, note: str) -> None:
-    with files.replacing(folder / STATE_FOLDER / "state.json") as file:
-        file.write(json.dumps({**_recall(folder), key: note}, indent=1).encode())
+def _keep(folder: Path, name: str, file: facts.SourceFile, how: str) -> None:
+    """Notes and says that a file is verified, and removes what is of no use beside it."""
+    marks = {**_marks(folder), name: _mark(folder / name, file)}
+    path = folder / STATE_FOLDER / STATE_NAME
+    with _naming(path), files.replacing(path) as state:
+        state.write(json.dumps(marks, indent=1).encode())
+    for suffix in (PART, GZ_PART, UNPACKED_PART):
+        (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    kind, expected = _checksum(file)
+    sums = f"{kind} as published" if expected else "no checksum published"
+    _say(f"{name}: {how}, {(folder / name).stat().st_size:,} bytes, {sums}")
 
 
-def _check_space(folder: Path, missing: Sequence[Part]) -> None:
-    """Makes sure that the disk has room for all files, and for the compressed bytes of one at a time."""
-    kept = needed = 0
-    for part in missing:
-        sent, is_gzipped = part.remote.size, part.remote.gzipped
-        size = part.file.bytes or (4 * sent if is_gzipped else sent)  # four is a guess
-        there = _bytes_in(part.path) + is_gzipped * _bytes_in(part.beside(UNPACKED_PART))
-        needed = max(needed, kept + size + is_gzipped * sent - there)
-        kept += size - there
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes an error of the disk one that names a file; errors of the network are Interruptions."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.filename or path}: {error.strerror or error}"
+        raise CommandError(f"{reason}; what has come is kept, run the same command again to go on") from error
+
+
+def _check_space(folder: Path, remotes: Mapping[str, Remote]) -> None:
+    """Makes sure that the disk has room for all files, and for the packed bytes of the largest."""
+    needed = max((remote.size for remote in remotes.values() if remote.is_gzipped), default=0)
+    for name, remote in remotes.items():
+        there = [folder / f"{name}{suffix}" for suffix in (PART, GZ_PART, UNPACKED_PART)]
+        needed += remote.limit - sum(path.stat().st_size for path in there if path.exists())
+    if needed > (free := shutil.disk_usage(folder).free):
         raise CommandError(
             f"{folder}: {_size(needed)} are needed and {_size(free)} are free; free some space or choose another folder"
         )
 
 
-class Interruption(Exception):
-    """A failure that may pass; `pause` is how many seconds the server asks to wait."""
+def _fetch(folder: Path, name: str, file: facts.SourceFile, remote: Remote) -> None:
+    """Fetches a file and verifies it."""
+    started, target = time.monotonic(), folder / name
+    part = folder / f"{name}{GZ_PART if remote.is_gzipped else PART}"
+    whole = folder / f"{name}{UNPACKED_PART}" if remote.is_gzipped else part
+    _say(f"{name}: {_size(remote.size)}{' gzipped' if remote.is_gzipped else ''} from {_public(remote.url)}")
+    try:
+        with _naming(target):
+            target.parent.mkdir(exist_ok=True)
+            _receive(name, file, remote, part, whole)
+            whole.replace(target)
+            files.sync_folder(target.parent)
+            _keep(folder, name, file, f"fetched in {datetime.timedelta(seconds=round(time.monotonic() - started))}")
+    except Damaged as error:
+        aside = part.with_suffix(".damaged")
+        part.replace(aside)
+        whole.unlink(missing_ok=True)
+        raise CommandError(
+            f"{target}: what came {error}; it is kept as {aside.name}, delete that if it is of no use to you. Run the"
+            " same command again to fetch the file anew"
+        ) from error
+    except KeyboardInterrupt:
+        kept = part.stat().st_size if part.exists() else 0
+        _say(f"{name}: {kept:,} bytes are kept, run the same command again to go on")
+        raise
 
-    def __init__(self, message: str, pause: float = 0) -> None:
-        """Makes one of a message that goes on after a file's name."""
-        super().__init__(message)
-        self.pause = pause
+
+def _receive(name: str, file: facts.SourceFile, remote: Remote, part: Path, whole: Path) -> None:
+    """Receives a file into `part`, and unpacks it into `whole` while it comes if it is packed."""
+    with contextlib.ExitStack() as stack:
+        received = unpacked = stack.enter_context(part.open("a+b"))
+        pieces = stack.enter_context(_progress(_arriving(name, remote, received), name, remote.size))
+        if remote.is_gzipped:
+            pieces, unpacked = _gunzip(pieces), stack.enter_context(whole.open("w+b"))
+        for piece in _verified(pieces, file, remote.limit, remote.sha256):
+            if remote.is_gzipped:
+                unpacked.write(piece)
+        unpacked.flush()
+        os.fsync(unpacked.fileno())
 
 
-class RangeRefused(Exception):
-    """The server can't send the rest of a file alone."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Remote:
-    """A file as its server describes it; size and SHA-256 are those of the bytes that it sends."""
-
-    url: str
-    size: int
-    sha256: str | None = None
-    gzipped: bool = False
-
-
-def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
-    return min(60.0, 2.0**failures)
-
-
-def _persist(part: Part, attempt: Callable[[], Any]) -> Any:
-    """Tries until it succeeds or fails ATTEMPTS times in a row without a new byte of the part."""
-    best, failures = (0, 0), 0
-    while True:
+def _arriving(name: str, remote: Remote, part: BinaryIO) -> Iterator[bytes]:
+    """Yields a file as its server sends it, however often that is interrupted: what `part` has, then what is new."""
+    if part.seek(0, os.SEEK_END) > remote.size:
+        part.truncate(0)  # it is no part of this file
+    part.seek(0)
+    yield from _rest(part)
+    received, failures = part.tell(), 0
+    while received < remote.size:
+        before = received
         try:
-            return attempt()
+            for piece in _read(remote, received):
+                if received + len(piece) > remote.size:
+                    raise Damaged(f"has more than the {remote.size:,} bytes that the server announced")
+                part.write(piece)
+                received += len(piece)
+                yield piece
+            if received < remote.size:
+                raise Interruption("connection closed")
         except Interruption as error:
-            progress = part.generation, part.received
-            best, failures = max(best, progress), 1 if progress > best else failures + 1
-            message = f"{part.name}: {error}"
-            if part.received:
-                message += f" at {_size(part.received)} of {_size(part.remote.size)}"
-            if failures >= ATTEMPTS:
-                raise CommandError(
-                    f"{message}; given up after {failures} attempts without progress. What has come is kept, run the"
-                    " same command again later"
-                ) from error
-            pause = max(backoff(failures), error.pause)
-            _say(f"{message}; trying again in {pause:.0f} s")
-            time.sleep(pause)
+            failures = 1 if received > before else failures + 1
+            _wait(name, error, failures, received)
+
+
+def _rest(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(CHUNK), b"")
+
+
+def _gunzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Unpacks a gzip file, or several that are joined, a little at a time."""
+    gunzip = zlib.decompressobj(zlib.MAX_WBITS + 16)
+    for piece in pieces:
+        while piece:
+            if gunzip.eof:
+                gunzip = zlib.decompressobj(zlib.MAX_WBITS + 16)
+            try:
+                yield gunzip.decompress(piece, CHUNK)
+            except zlib.error as error:
+                raise Damaged(f"is no intact gzip ({error})") from error
+            piece = gunzip.unconsumed_tail or gunzip.unused_data
+    if not gunzip.eof:
+        raise Damaged("is gzip that ends too early")
+
+
+def _wait(name: str, error: Interruption, failures: int, received: int = 0) -> None:
+    """Waits after so many failures in a row without a new byte, or gives up."""
+    message = f"{name}: {error.message}, {_size(received)} have come"
+    # That there is no such host is how a line fails, too; before anything came it is the address that is wrong.
+    if failures >= ATTEMPTS or (not received and f"[Errno {socket.EAI_NONAME}]" in message):
+        raise CommandError(
+            f"{message}; given up after {failures} attempts in a row that brought nothing. What has come is kept, run"
+            " the same command again later, or with another --source or HF_ENDPOINT"
+        ) from error
+    pause = max(min(60.0, 2.0**failures), error.pause)
+    _say(f"{message}; trying again in {pause:.0f} s")
+    time.sleep(pause)
 
 
 @contextlib.contextmanager
 def _failures(url: str) -> Iterator[None]:
-    """Makes failures of the network Interruptions if they may pass, else CommandErrors."""
+    """Makes failures of the network Interruptions if they may pass, else CommandErrors.
+
+    What they come from is not shown with them: it may hold a password or an address that is signed.
+    """
     try:
         yield
-    except httpx2.HTTPStatusError as error:
-        status, wait = error.response.status_code, error.response.headers.get("Retry-After", "")
-        message = f"the server answers {status} {error.response.reason_phrase}"
-        if status in (408, 425, 429) or status >= 500:
-            raise Interruption(message, float(wait) if wait.isdecimal() else 0) from error
-        raise CommandError(f"{_shown(url)}: {message}") from error
-    except ftplib.error_perm as error:
-        if str(error).startswith("530"):  # no login: often for want of a free place
-            raise Interruption(f"the server answers {error}") from error
-        raise CommandError(f"{_shown(url)}: the server answers {error}") from error
-    except (OSError, EOFError, httpx2.HTTPError, ftplib.Error, ValueError) as error:
-        raise Interruption(f"{error}" if str(error) else type(error).__name__) from error
-
-
-def _describe(file: facts.SourceFile) -> Remote:
-    """Asks the server about a file."""
-    with _failures(file.url):
-        remote = _ask_ftp(file.url) if file.url.startswith("ftp:") else _ask_hub(file.url)
-    if not remote.gzipped and file.bytes not in (None, remote.size):
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, UnicodeEncodeError):
         raise CommandError(
-            f"{_shown(remote.url)}: has {remote.size:,} bytes, the published file {file.bytes:,}; nothing was fetched"
-        )
-    return remote
+            f"{_public(url)}: can't be asked for; HF_ENDPOINT must be unset or like https://huggingface.co, and"
+            " HF_TOKEN unset or a token"
+        ) from None
+    except ftplib.error_perm as error:
+        answer = f"the server answers {_public(error, url)}"
+        if answer.startswith("the server answers 530"):  # no login: often for want of a free place
+            raise Interruption(answer) from None
+        raise CommandError(f"{_public(url)}: {answer}; {ELSEWHERE}") from None
+    except (OSError, EOFError, httpx2.HTTPError, ftplib.Error) as error:
+        raise Interruption(_public(error, url)) from None
+
+
+def _describe(name: str, file: facts.SourceFile) -> Remote:
+    """Asks the server about a file, until it answers."""
+    ask = _ask_ftp if file.url.startswith("ftp:") else _ask_hub
+    for failures in itertools.count(1):
+        try:
+            with _failures(file.url):
+                url, size, sha256, is_gzipped = ask(file.url)
+            break
+        except Interruption as error:
+            _wait(name, error, failures)
+    if not is_gzipped and file.bytes not in (None, size):
+        raise CommandError(f"{_public(url)}: has {size:,} bytes, the published file {file.bytes:,}; {ELSEWHERE}")
+    limit = file.bytes or size * (UNPACKED_FACTOR if is_gzipped else 1)
+    return Remote(url, size, limit, None if is_gzipped else sha256, is_gzipped)
 
 
 def _read(remote: Remote, offset: int) -> Iterator[bytes]:
-    """Reads a file from an offset on; what comes may end too early."""
-    with _failures(remote.url):
-        yield from (_read_ftp if remote.url.startswith("ftp:") else _read_http)(remote, offset)
+    """Reads a file from an offset on; what comes may end too early or never."""
+    open_at = _open_ftp if remote.url.startswith("ftp:") else _open_http
+    with _failures(remote.url), open_at(remote, offset) as (position, pieces):
+        for piece in pieces:
+            yield piece[max(0, offset - position) :]  # a server that can't begin at the offset begins at the start
+            position += len(piece)
+
+
+class _FTP(ftplib.FTP):
+    """A client that stops to listen after many lines: an answer may have no end."""
+
+    lines = 0
+
+    def getline(self) -> str:
+        self.lines += 1
+        if self.lines > ANSWER_LINES:
+            raise ftplib.error_perm(f"more than {ANSWER_LINES} lines")
+        return super().getline()
 
 
 @contextlib.contextmanager
 def _login(url: str) -> Iterator[tuple[ftplib.FTP, str]]:
     """Yields a connection to an FTP server, and the file's path there."""
     parts = urlsplit(url)
-    with contextlib.closing(ftplib.FTP(timeout=TIMEOUT, encoding="latin-1")) as ftp:  # whatever the greeting is in
+    with contextlib.closing(_FTP(timeout=TIMEOUT, encoding="latin-1")) as ftp:  # whatever the greeting is in
         ftp.connect(parts.hostname or "", parts.port or 0)
-        # A router may forget this connection while the data come over another for hours.
-        for level, option, value in (("SOL_SOCKET", "SO_KEEPALIVE", 1), ("IPPROTO_TCP", "TCP_KEEPIDLE", 60)):
-            if ftp.sock and hasattr(socket, option):
-                ftp.sock.setsockopt(getattr(socket, level), getattr(socket, option), value)
         ftp.login(unquote(parts.username or ""), unquote(parts.password or ""))
         ftp.voidcmd("TYPE I")
         yield ftp, unquote(parts.path).lstrip("/")
 
 
-def _ask_ftp(url: str) -> Remote:
+def _ask_ftp(url: str) -> tuple[str, int, None, bool]:
     with _login(url) as (ftp, path):
-        size = ftp.size(path)
-        with contextlib.suppress(*ftplib.all_errors):
-            ftp.quit()  # servers count connections, and the next one follows
-    if size is None:
-        raise CommandError(f"{_shown(url)}: the server does not say its size")
-    return Remote(url, size)
+        answer = re.fullmatch(r"213 +([0-9]{1,18})\s*", ftp.sendcmd(f"SIZE {path}"))
+    if not answer:
+        raise CommandError(f"{_public(url)}: the server does not say its size; {ELSEWHERE}")
+    return url, int(answer[1]), None, False
 
 
-def _read_ftp(remote: Remote, offset: int) -> Iterator[bytes]:
+@contextlib.contextmanager
+def _open_ftp(remote: Remote, offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
+    """Yields where the server begins, and what it sends."""
     with _login(remote.url) as (ftp, path):
         try:
             connection = ftp.transfercmd(f"RETR {path}", offset or None)
         except ftplib.error_perm as error:
-            if offset and str(error).startswith(("500", "501", "502", "504", "554")):
-                raise RangeRefused from error
-            raise
+            if not offset or not str(error).startswith(("500", "501", "502", "504", "554")):
+                raise
+            offset, connection = 0, ftp.transfercmd(f"RETR {path}")
         # The reply at the end is not waited for: it may be lost after hours of silence, and the checksum tells more.
         with connection:
-            while chunk := connection.recv(CHUNK):
-                yield chunk
+            yield offset, iter(lambda: connection.recv(CHUNK), b"")
 
 
-def _ask_hub(url: str) -> Remote:
-    """Asks the Hub about a file that may be there gzipped or not. HfApi's requests would have no time limit."""
+def _ask_hub(url: str) -> tuple[str, int, str | None, bool]:
+    """Asks the Hub about a file that may be there gzipped or not. HfApi's requests have no limits of time and size."""
     owner, name, path = url.removeprefix("hf://datasets/").split("/", 2)
-    plain, endpoint = path.removesuffix(".gz"), huggingface_hub.constants.ENDPOINT
-    question = {"paths": [f"{plain}.gz", plain]}
-    answer = _client().post(f"{endpoint}/api/datasets/{owner}/{name}/paths-info/main", data=question, **_options())
-    found = {entry["path"]: entry for entry in answer.raise_for_status().json()}
-    for path in question["paths"]:
-        if entry := found.get(path):
-            address = f"{endpoint}/datasets/{owner}/{name}/resolve/main/{quote(path)}"
-            return Remote(address, entry["size"], (entry.get("lfs") or {}).get("oid"), gzipped=path != plain)
-    raise CommandError(f"{_shown(url)}: no such file on {endpoint}")
+    endpoint, paths = huggingface_hub.constants.ENDPOINT, [f"{path.removesuffix('.gz')}{end}" for end in (".gz", "")]
+    answer = b""
+    with _request("POST", f"{endpoint}/api/datasets/{owner}/{name}/paths-info/main", data={"paths": paths}) as response:
+        for piece in response.iter_raw():
+            answer += piece
+            if len(answer) > ANSWER_BYTES:
+                break
+    found = _sizes_and_sums(answer)
+    if found is None:
+        raise CommandError(f"{_public(endpoint)}: does not answer as the Hub does; unset HF_ENDPOINT if it is set")
+    for path in filter(found.__contains__, paths):
+        return f"{endpoint}/datasets/{owner}/{name}/resolve/main/{quote(path)}", *found[path], path.endswith(".gz")
+    raise CommandError(f"{_public(endpoint)}: has no {url}; {HINTS[404]}")
 
 
-def _read_http(remote: Remote, offset: int) -> Iterator[bytes]:
-    # Without If-Range: the storage behind the Hub gives no lasting ETag; `follow` compares the Hub's SHA-256 instead.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
-    with _client().stream("GET", remote.url, **_options(**headers)) as response:
-        if offset and response.status_code in (200, 416):
-            raise RangeRefused
-        extent = response.raise_for_status().headers.get("Content-Range")
-        if offset and extent != f"bytes {offset}-{remote.size - 1}/{remote.size}":
-            raise Interruption(f"bytes from {offset} on were asked for, {extent} came")
-        with contextlib.suppress(httpx2.RemoteProtocolError):  # that it ended early, `_receive` sees
-            yield from response.iter_raw()
+def _sizes_and_sums(answer: bytes) -> dict[str, tuple[int, str | None]] | None:
+    """Size and SHA-256 of files by path; None if the Hub's answer is of another shape."""
+    with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        entries = json.loads(answer)
+        found = {entry["path"]: (entry["size"], (entry.get("lfs") or {}).get("oid")) for entry in entries}
+        is_right = [
+            type(size) is int and size >= 0 and (oid is None or SHA256.fullmatch(oid)) for size, oid in found.values()
+        ]
+        return found if isinstance(entries, list) and all(is_right) else None
+    return None
 
 
-@functools.cache
-def _client() -> httpx2.Client:
-    return httpx2.Client(follow_redirects=True)  # it leaves the token behind when it is sent to another host
+@contextlib.contextmanager
+def _open_http(remote: Remote, offset: int) -> Iterator[tuple[int, Iterable[bytes]]]:
+    """Yields where the server begins, and what it sends."""
+    # Without If-Range: the storage behind the Hub gives no lasting ETag; the checksum is compared instead.
+    with _request("GET", remote.url, {"Range": f"bytes={offset}-"} if offset else {}) as response:
+        start, headers = offset if response.status_code == 206 else 0, response.headers
+        extent, length = f"bytes {start}-{remote.size - 1}/{remote.size}", str(remote.size - start)
+        if headers.get("Content-Length", length) != length or (start and headers.get("Content-Range") != extent):
+            raise Interruption(f"{extent} were asked for, something else came")
+        yield start, response.iter_raw()
 
 
-def _options(**headers: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _request(method: str, url: str, headers: Mapping[str, str] = {}, **content: Any) -> Iterator[httpx2.Response]:
+    """Sends a request and yields the answer. Its body is not read, nor are those of redirections, which may not end."""
     token = huggingface_hub.get_token()
-    return {"headers": headers | ({"Authorization": f"Bearer {token}"} if token else {}), "timeout": TIMEOUT}
+    account = {"Authorization": f"Bearer {token}"} if token else {}  # left behind when another host is next
+    with httpx2.Client(timeout=TIMEOUT) as client:
+        headers = {"Accept-Encoding": "identity", **account, **headers}
+        response = client.send(client.build_request(method, url, headers=headers, **content), stream=True)
+        for _ in range(REDIRECTS):
+            if response.next_request:
+                response.close()
+                response = client.send(response.next_request, stream=True)
+        status, wait = response.status_code, response.headers.get("Retry-After", "")
+        message = f"the server answers {status} {httpx2.codes.get_reason_phrase(status)}"
+        if status in (408, 425, 429) or status >= 500:
+            raise Interruption(message, min(float(wait), LONGEST_PAUSE) if wait.isdecimal() else 0)
+        if not response.is_success:
+            raise CommandError(f"{_public(url)}: {message}; {HINTS.get(status, ELSEWHERE)}")
+        yield response
 
 
 def _say(text: str) -> None:
-    tqdm.tqdm.write(text)  # above the bar, if there is one
-    sys.stdout.flush()
+    try:
+        tqdm.tqdm.write(text)  # above the bar, if there is one
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more, or the disk of the log is full: no reason to stop
+        sys.stdout = command.nowhere()
 
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _shown(url: str) -> str:
-    """A URL without the account."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def _public(text: object, url: str = "") -> str:
+    """A URL or what a server said, in one line, without passwords, signatures and control characters."""
+    shown = str(text) or type(text).__name__
+    if password := urlsplit(url).password:
+        shown = shown.replace(password, "…")
+    shown = re.sub(r"(?<=//)[^/\s]*@|\?\S*", "", shown)
+    return "".join(character if character.isprintable() else " " for character in shown[:300])
 
 
 @contextlib.contextmanager
-def _progress(label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows how many bytes are done: in a bar, or without a terminal in a line now and then."""
-    began = said = time.monotonic()
+def _progress(pieces: Iterable[bytes], label: str, total: int) -> Iterator[Iterator[bytes]]:
+    """Passes bytes on and shows how many there were: in a bar, or without a terminal in a line now and then."""
     options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True, "leave": False, "disable": None}
-    with tqdm.tqdm(desc=label, total=total, initial=start, **options) as bar:
 
-        def show(done: int) -> None:
-            nonlocal said
-            if not bar.disable:
-                bar.update(done - bar.n)
-            elif (now := time.monotonic()) - said >= LOG_SECONDS:
-                said, rate = now, max(1.0, (done - start) / (now - began))
-                left = datetime.timedelta(seconds=round((total - done) / rate))
+    def passing() -> Iterator[bytes]:
+        done, before, said = 0, 0, time.monotonic()
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece))
+            done, seconds = done + len(piece), time.monotonic() - said
+            if bar.disable and seconds > LOG_SECONDS:
+                rate = max(1.0, (done - before) / seconds)
+                before, said, left = done, said + seconds, datetime.timedelta(seconds=round((total - done) / rate))
                 _say(f"{label}: {100 * done / total:.0f} % of {_size(total)}, {_size(rate)}/s, {left} left")
 
-        yield show
+    with tqdm.tqdm(desc=label, total=total, **options) as bar:
+        yield passing()
 
 
 if __name__ == "__main__":
