@@ -321,7 +321,8 @@ def _runner(
     needed = sum(shard.rows * layout.kind_of(shard.config).row_bytes for shard in missing)
     free = shutil.disk_usage(output).free
     if needed > free:
-        print(f"{output}: up to {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", file=sys.stderr)
+        sizes = f"up to {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+        print(f"warning: {output}: {sizes}; if the disk gets full, finished shards are kept", file=sys.stderr)
     cores = os.cpu_count() or 1
     if dask:
         return executors.dask_cluster(dask, workers or cores, output, paths)

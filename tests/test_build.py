@@ -577,7 +577,7 @@ def test_little_space_is_told_before_anything_is_written(
     monkeypatch.setattr(layout, "write_shard", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build.build(str(source_folder), tmp_path / "so2sat")
-    assert f"{tmp_path}/so2sat: up to 0.0 GB are needed, 0.0 GB are free" in capsys.readouterr().err
+    assert f"warning: {tmp_path}/so2sat: up to 35 MB are needed, 1 MB are free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
