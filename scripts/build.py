@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ EXAMPLES = """\
   python scripts/build.py /lab/data /lab/so2sat --dask tcp://host:8786
                                                              on a Dask cluster that shares /lab
 """
+
+TRAIN = Path(__file__).with_name("train.py")  # goes with the patches
 
 LITTLE_WORK = 100_000_000  # bytes in memory of what is to be written, that a process would take longer to start than do
 
@@ -149,6 +151,11 @@ def build(
     _check_output(output)
     old = Manifest.load(output)
     sources = _find_sources(folder, configs, old.configs if old else [])
+    if output.name == TRAIN.stem and _has_patches(sources):
+        raise CommandError(
+            f"{output}: a folder of this name with {TRAIN.name} in it can't be loaded, and patches come with that file;"
+            " choose another name"
+        )
     paths = layout.source_paths(sources)
     states = _states(paths)
     print(f"{source}: checking all labels and places")
@@ -187,6 +194,10 @@ def build(
 # ┌────────┐
 # │  Plan  │
 # └────────┘
+
+
+def _has_patches(configs: Iterable[str]) -> bool:
+    return any(layout.CONFIGS[config].kind != "geo" for config in configs)
 
 
 def _check_output(output: Path) -> None:
@@ -405,6 +416,8 @@ def _finish(output: Path, new: Manifest) -> None:
     statistics = _statistics(output, new)
     text = json.dumps({"method": METHOD, "configs": statistics}, indent=1, allow_nan=False) + "\n"
     others = {**card.pictures(output, new, statistics), layout.STATISTICS_NAME: text.encode()}
+    if _has_patches(new.configs):
+        others[TRAIN.name] = TRAIN.read_bytes()
     stale = {*new.files} - {*others}  # pictures of what is no more
     new.files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(others.items())}
     last = {manifest.NAME: new.to_json(), card.NAME: card.render(new, statistics, output.name).encode()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -627,3 +628,25 @@ def test_a_build_survives_a_server_that_cuts_and_refuses(
     http_source.fault = lambda number: faults.get(number % 128)
     build.build(http_source.url, tmp_path / "so2sat", workers=2)
     assert contents(tmp_path / "so2sat") == contents(repository)
+
+
+# ── train.py ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_repository_with_patches_has_train_py_byte_for_byte(full_repository: Path) -> None:
+    content = (Path(build.__file__).with_name("train.py")).read_bytes()
+    assert (full_repository / "train.py").read_bytes() == content
+    built = manifest.Manifest.load(full_repository)
+    assert built
+    assert built.files["train.py"] == hashlib.sha256(content).hexdigest()
+
+
+def test_places_alone_have_no_train_py_and_any_name(full_folder: Path, tmp_path: Path) -> None:
+    build.build(str(full_folder), tmp_path / "train", ["geo"])
+    assert not (tmp_path / "train" / "train.py").exists()
+
+
+def test_a_folder_called_train_is_refused_before_it_is_made(full_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"train\.py"):
+        build.build(str(full_folder), tmp_path / "train", ["rgb"])
+    assert not (tmp_path / "train").exists()

@@ -379,18 +379,21 @@ def test_the_table_of_pairs_counts_what_splits_share(crowded: Path, monkeypatch:
         assert f"| {one} and {other} | {cities} | {classes} | {count} |" in text
 
 
-def test_patches_are_indexed_as_numpy_indexes(crowded: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_take_the_forms_of_evaluation_codes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository.parent)
-    (code,) = (code for code in blocks_of(text_of(repository, "so2sat")) if "class Patches" in code)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    patches = names["patches"]
-    train = datasets.load_dataset("so2sat", "all", split="train").with_format("numpy")[:]
-    mask = train["label"] == train["label"][0]
-    indices = [5, -1, slice(290, None), slice(0, 9, 4), [7, 3, 3, -300], np.array([299, 0]), mask]
-    for index in indices:
-        batch = patches[index]
-        assert all(np.array_equal(batch[name], train[name][index]) for name in ("sentinel1", "sentinel2", "label"))
-    for wrong in (300, -301, [0, 300], "label", 1.5, mask[:-1]):
-        with pytest.raises(IndexError):
-            patches[wrong]
+    as_evaluated = recipe(repository.parent, "def as_evaluated")["as_evaluated"]
+    shape = (3, 32, 32)
+    rng = np.random.default_rng(0)
+    batch = {"sentinel1": rng.random((*shape, 8)), "sentinel2": rng.random((*shape, 10))}
+    bands = {f"s1 {i}": batch["sentinel1"][..., i] for i in range(8)}
+    bands |= {f"s2 {i}": batch["sentinel2"][..., i] for i in range(10)}
+    interleaved = "s1 0,s2 0,s1 1,s2 1,s1 2,s2 2,s1 3,s1 4,s2 3,s1 5,s2 4,s1 6,s2 5,s2 6,s1 7,s2 7,s2 8,s2 9"
+    for form, order in (("torchgeo", [*bands]), ("geo-bench", interleaved.split(","))):
+        expected = np.stack([bands[name] for name in order], axis=1).astype(np.float32)
+        np.testing.assert_array_equal(as_evaluated(batch, form), expected)
+    index = {band.name: i for i, band in enumerate(so2sat.SENTINEL2_BANDS)}
+    names = ["B2", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B8A", "B11", "B11", "B12"]  # for B1 to B12
+    expected = np.stack([batch["sentinel2"][..., index[name]] * 10_000 for name in names], axis=1)
+    np.testing.assert_allclose(as_evaluated(batch, "sentinel2-13"), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="tfds"):
+        as_evaluated(batch, "tfds")

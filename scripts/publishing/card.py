@@ -93,9 +93,10 @@ def _names(manifest: Manifest, name: str) -> dict[str, str]:
         "small": "validation" if "validation" in splits else splits[-1],
         "placed": "validation" if "validation" in placed else "".join(placed[-1:]),
         "placed_config": "".join(with_places[:1]),
-        "snapshot": _snapshot(name, main),
-        "snapshot_arrays": _snapshot(name, arrays),
-        "snapshot_geo": _snapshot(name, geo),
+        "snapshot": _snapshot(name, f"{main}/*"),
+        "snapshot_arrays": _snapshot(name, f"{arrays}/*"),
+        "snapshot_geo": _snapshot(name, f"{geo}/*"),
+        "snapshot_train": _snapshot(name, "train.py"),
     }
 
 
@@ -113,6 +114,7 @@ def _conditions(manifest: Manifest, statistics: Statistics, names: Mapping[str, 
         "has_places": bool(names["placed_config"]),
         "has_several": len(manifest.configs) > 1,
         "has_jpeg": manifest.image_format == "jpeg",
+        "has_training": bool(names["images"] or names["arrays"]) and {"train", "test"} <= {*manifest.splits(main)},
         "has_official_splits": bool(official),
         "has_edition_3": len(official) < len(manifest.configs),
         "has_pairs": has_geo and len(statistics["geo"]) > 1,
@@ -204,12 +206,12 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]{}#|!~])", r"\\\1", line)
 
 
-def _snapshot(name: str, config: str) -> str:
-    """Code that sets `folder` to a folder with a config's files."""
+def _snapshot(name: str, pattern: str) -> str:
+    """Code that sets `folder` to a folder with the repository's files of this pattern."""
     literal = json.dumps(name, ensure_ascii=False)
     if "/" not in name:
         return f"\nfolder = {literal}"
-    call = f'snapshot_download({literal}, repo_type="dataset", allow_patterns="{config}/*")'
+    call = f'snapshot_download({literal}, repo_type="dataset", allow_patterns="{pattern}")'
     return f"from huggingface_hub import snapshot_download\n\nfolder = {call}"
 
 
