@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import publishing
+
+if __name__ == "__main__":
+    publishing.end_on_ctrl_c()
+
 import contextlib
 import dataclasses
 import datetime
