@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
 import hashlib
@@ -482,34 +483,35 @@ def _row_problems(shard: Shard, file: pq.ParquetFile, result: Result) -> Iterato
 
 def _source_problems(task: Task, file: pq.ParquetFile, result: Result) -> list[str]:
     """How rows differ from the source: for every column the first row, and how many more there are."""
-    shard, first, count = task.shard, dict[str, str](), dict[str, int]()
-    statistics = ConfigStatistics(layout.kind_of(shard.config).bands)
-    blocks = [
-        block for group in so2sat.blocks(shard.start, shard.stop, shard.group_rows) for block in so2sat.blocks(*group)
-    ]
-    batches = (
-        batch
-        for group in range(file.metadata.num_row_groups)
-        for batch in file.iter_batches(so2sat.ROWS_PER_BLOCK, [group], use_threads=False)
-    )
+    statistics = ConfigStatistics(layout.kind_of(task.shard.config).bands)
+    first, count = dict[str, str](), collections.Counter[str]()
     try:
-        with layout.open_shard(shard) as reader:
-            for (start, stop), batch in zip(blocks, batches, strict=True):
-                rows = [(start, stop)] if task.rows is None else [(row, row + 1) for row in task.rows]
-                for low, high in rows:
-                    if start <= low < stop:
-                        expected = reader.read(low, high)
-                        if task.rows is None:
-                            statistics.add(expected)
-                        found = batch.slice(low - start, high - low)
-                        for row, column, text in _differences(task, found, expected):
-                            first.setdefault(column, f"row {low + row} has {text} as in {reader.path}")
-                            count[column] = count.get(column, 0) + 1
-                        result.compared_rows += high - low
+        with layout.open_shard(task.shard) as reader:
+            for start, found, expected in _pieces(task, file, reader):
+                statistics.add(expected)
+                for row, column, text in _differences(task, found, expected):
+                    first.setdefault(column, f"row {start + row} has {text} as in {reader.path}")
+                    count[column] += 1
+                result.compared_rows += found.num_rows
     except so2sat.SourceError as error:
         return [*first.values(), f"can't be compared ({error}), expected a sound source"]
     result.statistics = statistics if task.rows is None else None
     return [f"{text}{_more(count[column])}" for column, text in first.items()]
+
+
+def _pieces(
+    task: Task, file: pq.ParquetFile, reader: layout.Reader
+) -> Iterator[tuple[int, pa.RecordBatch, dict[str, npt.NDArray[Any]]]]:
+    """What a shard and its source hold, by blocks or by the rows to compare: the first row of each, and both."""
+    groups = so2sat.blocks(task.shard.start, task.shard.stop, task.shard.group_rows)
+    for group, (group_start, group_stop) in enumerate(groups):
+        batches = file.iter_batches(so2sat.ROWS_PER_BLOCK, [group], use_threads=False)
+        for (start, stop), batch in zip(so2sat.blocks(group_start, group_stop), batches, strict=True):
+            rows = [(start, stop)]
+            if task.rows is not None:
+                rows = [(row, row + 1) for row in task.rows if start <= row < stop]
+            for low, high in rows:
+                yield low, batch.slice(low - start, high - low), reader.read(low, high)
 
 
 # ┌────────┐
