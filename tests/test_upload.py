@@ -434,10 +434,6 @@ def test_a_card_that_was_there_before_is_somebody_elses(dataset: Dataset, local:
 # ── Preflight ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100] ^= 1
@@ -481,7 +477,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
     "incomplete": (lambda folder: (folder / "README.md").write_text(card.INCOMPLETE), "incomplete"),
     "a shard is missing": (lambda folder: (folder / SHARD).unlink(), SHARD),
-    "a shard is short": (lambda folder: cut(folder / SHARD), SHARD),
     "a shard has changed": (lambda folder: flip(folder / SHARD), SHARD),
     "a picture has changed": (lambda folder: flip(folder / "assets/classes.png"), "assets/classes.png"),
     "a stray file": (lambda folder: (folder / "notes.txt").touch(), "notes.txt"),
@@ -670,7 +665,8 @@ def test_an_answer_of_another_shape_is_told_in_one_line(dataset: Dataset, stage:
     dataset.upload(many, "--tag", "v1", "--replace-card")
     assert dataset.server.asked(stage)[0].fault == fault.kind
     dataset.server.faults.clear()
-    assert dataset.upload(many, "--replace-card")[0] == 0
+    if stage in ("create", "batch", "commit"):  # what changes something
+        assert dataset.upload(many, "--replace-card")[0] == 0
 
 
 @pytest.mark.parametrize("stage", ["whoami", "tree", "paths", "resolve", "batch"])
