@@ -236,6 +236,7 @@ FORGERIES: dict[str, Callable[[Any], Any]] = {
     "a band without a mean": lambda content: content["configs"]["all"]["test"]["bands"]["sentinel1"][0].pop("mean"),
     "a mean as text": lambda content: content["configs"]["all"]["test"]["bands"]["sentinel1"][0].update(mean="<b>"),
     "percentiles as a list": _in("rgb", "test", "bands", "image", 0, "percentiles", [1]),
+    "other percentiles": _in("rgb", "test", "bands", "image", 0, "percentiles", {"50": 1.0}),
     "no bands": _in("all", "test", "bands", {}),
     "a split less": lambda content: content["configs"]["all"].pop("test"),
     "another config": lambda content: content["configs"].update(more={}),

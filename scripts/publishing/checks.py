@@ -7,6 +7,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 
 import so2sat
 from publishing import card, facts, layout, manifest, places
-from publishing.band_statistics import ConfigStatistics
+from publishing.band_statistics import PERCENTILES, ConfigStatistics
 from publishing.layout import Shard, ShardRecord
 from publishing.manifest import Manifest
 
@@ -107,12 +108,12 @@ def warnings(statistics: card.Statistics) -> Iterator[str]:
     """Says which splits hold values that can't be reflectance, such as digital numbers."""
     for config, splits in statistics.items():
         for split, summary in splits.items():
-            ranks = [band["percentiles"] for band in summary["bands"].get("sentinel2", ()) if band["percentiles"]]
-            median = numbers.median(rank["50"] for rank in ranks) if ranks else 0.0
+            bands = [band["percentiles"] or {} for band in summary["bands"].get("sentinel2", ())]
+            median = numbers.median([ranks.get("50") or 0.0 for ranks in bands] or [0.0])
             if median > MAX_REFLECTANCE:
                 yield f"{config}, {split}: the median of sentinel2 is {median:,.4g}, expected reflectance near 0.1"
-            ranks = [band["percentiles"] for band in summary["bands"].get("image", ())]
-            if ranks and all(rank and rank["1"] == 255 for rank in ranks):
+            bands = [band["percentiles"] or {} for band in summary["bands"].get("image", ())]
+            if bands and all(ranks.get("1") == 255 for ranks in bands):
                 yield f"{config}, {split}: 99 % of the pixels are white, expected images of reflectance near 0.1"
 
 
@@ -282,13 +283,20 @@ def read_statistics(folder: Path) -> card.Statistics:
             bands = {column: (*(band["name"] for band in found),) for column, found in summary["bands"].items()}
             if [*summary["patches_per_class"]] != [*so2sat.LABELS] or bands != layout.kind_of(config).bands:
                 raise ValueError(f"other classes or bands in {config}, expected the config's")
-            for column in summary["bands"].values():
-                for band in column:
-                    ranks = band["percentiles"] or {}
-                    figures = [band[name] for name in ("mean", "std", "min", "max")]
-                    if not all(isinstance(figure, (int, float, type(None))) for figure in (*figures, *ranks.values())):
-                        raise ValueError(f"{manifest.shown(band)} in {config}, expected numbers")
+            for band in itertools.chain(*summary["bands"].values()):
+                if not _is_band(band):
+                    raise ValueError(f"{manifest.shown(band)} in {config}, expected numbers")
     return configs
+
+
+def _is_band(band: Mapping[str, Any]) -> bool:
+    """Whether the figures of a band are numbers, or None where it has no finite values."""
+    ranks = band["percentiles"]
+    figures = [band[name] for name in ("mean", "std", "min", "max")]
+    has_ranks = ranks is None or {*ranks} == {*PERCENTILES}
+    return has_ranks and all(
+        figure is None or isinstance(figure, (int, float)) for figure in (*figures, *(ranks or {}).values())
+    )
 
 
 def _statistics_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
