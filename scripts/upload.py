@@ -407,7 +407,6 @@ def _send(plan: Plan, revision: str, create_pr: bool) -> None:
                 revision=revision,
                 create_pr=create_pr,
                 num_threads=FILES_AT_ONCE,
-                free_memory=False,
             )
         except RuntimeError as error:
             # It wraps what happens to a file. hf_xet has no other error for a connection that fails.
