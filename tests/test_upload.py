@@ -585,7 +585,8 @@ FAULTS: list[Case] = [
     *((stage, 0, ("--create-pr",), False, kind) for stage in ("discussions", "commit") for kind in KINDS),
     *((stage, 0, ("--create-pr",), False, kind) for stage in ("batch", "transfer") for kind in ("cut", "lost")),
     *((stage, 0, ("--tag", "v1"), False, kind) for stage in ("refs", "tag") for kind in KINDS),
-    *((stage, 0, (), True, kind) for stage in ("resolve", "download") for kind in ("503", "cut")),
+    ("resolve", 0, (), True, "503"),
+    ("download", 0, (), True, "cut"),
 ]
 
 
