@@ -296,7 +296,7 @@ def test_one_commit_brings_data_and_takes_away_what_is_stale(
     dataset: Dataset, local: Path, copy: Path, source: Path, tmp_path: Path
 ) -> None:
     dataset.upload(local)
-    stale = {"so2sat.py": b"", "dataset_infos.json": b"{}", "rgb/train-00007-of-00008.parquet": b"1", "train.py": b""}
+    stale = {"so2sat.py": b"", "dataset_infos.json": b"{}", "rgb/train-00007-of-00008.parquet": b"1"}
     dataset.server.commit(dataset.name, {"LICENSE": b"mine", **stale})
     shutil.copytree(source, tmp_path / "edition1")
     for file in (tmp_path / "edition1").glob("testing*"):
@@ -505,10 +505,9 @@ def test_what_is_not_sound_is_not_sent(dataset: Dataset, damage: str, copy: Path
     dataset.assert_refused(problem, copy)
 
 
-def test_no_name_is_taken_under_which_it_can_not_be_loaded(dataset: Dataset, copy: Path) -> None:
-    listed("train.py")(copy)
-    dataset.assert_refused("train.py", copy, to="org/train")
-    assert dataset.upload(copy, to="org/train.so2sat")[0] == 0
+def test_no_name_is_taken_under_which_it_can_not_be_loaded(dataset: Dataset, local: Path) -> None:
+    dataset.assert_refused("train.py", local, to="org/train")
+    assert dataset.upload(local, to="org/train.so2sat")[0] == 0
     assert "train.py" in dataset.server.repository("org/train.so2sat").files()
 
 
