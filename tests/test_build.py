@@ -160,7 +160,7 @@ def test_the_repository_holds_what_it_should_and_nothing_else(repository: Path) 
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     shards = {f"{config}/{split}-00000-of-00001.parquet" for config in ("rgb", "all") for split in so2sat.SOURCE_FILES}
     visible = {name for name in files if not name.startswith(".")}
-    assert visible == {"README.md", "manifest.json", "statistics.json", *card.PICTURES, *shards}
+    assert visible == {"README.md", "manifest.json", "statistics.json", "train.py", *card.PICTURES, *shards}
 
 
 def test_statistics_are_those_of_numpy_over_the_sources(repository: Path, source_arrays: dict[str, Arrays]) -> None:
