@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import importlib.util
 import json
 import os
 import shutil
@@ -40,6 +41,9 @@ from publishing import card, layout, manifest  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+# PyTorch takes several GB: `make train` has it and runs these, `make test` does without.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["test_train_torch.py"]
+
 
 def random_arrays(rows: int, seed: int = 0) -> Arrays:
     """Content of a source file: heavy-tailed `sen1`, quantised `sen2`, one-hot `label`, all float64."""
@@ -58,6 +62,18 @@ def write_source(path: Path, arrays: Mapping[str, npt.NDArray[Any]], **options: 
         for name, array in arrays.items():
             h5.create_dataset(name, data=array, **options)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """No handler of a signal outlives its test."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture(scope="session")

@@ -16,15 +16,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import build
 import hub
 import sample
 import train
 from conftest import hearing
-
-torch = pytest.importorskip("torch", reason="`make train` has it: it is too large for `make test`")
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler  # noqa: E402
 
 TORCH = importlib.metadata.version("torch")  # as an index has it; torch.__version__ may say more
 
