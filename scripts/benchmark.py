@@ -735,9 +735,7 @@ def _run(options: argparse.Namespace) -> None:
             raise CommandError(f"{name} is {value}, expected {least} or more")
     if options.json:
         options.json.open("a").close()  # an error now, not after an hour
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that processes and temporary files go then too
-        signal.signal(number, signal.default_int_handler)
-    with _folder() as folder:
+    with _ended_by_signals(), _folder() as folder:
         if options.input:
             source = options.input.expanduser().resolve()
         else:
@@ -757,6 +755,18 @@ def _run(options: argparse.Namespace) -> None:
     if {case[0] for _, case, _ in HIGHLIGHTS} & {*options.tasks}:
         print(performance(bench.results))
     print(report_goals(bench.results, options.tasks))
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets processes and temporary files go after SIGTERM and SIGHUP too, as after Ctrl-C."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
