@@ -16,6 +16,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -178,6 +179,11 @@ def answering(*pieces: bytes, times: int = 1) -> Iterator[Answering]:
                 for piece in (*pieces, *itertools.repeat(pieces[-1], times - 1)):
                     self.request.sendall(piece)
                     done.sent += len(piece)
+                # To close a connection with an unread request would reset it, and what was sent could be lost.
+                self.request.shutdown(socket.SHUT_WR)
+                self.request.settimeout(5)
+                while self.request.recv(1 << 16):
+                    pass
 
     done = Answering()
     with running(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as done.host:
