@@ -28,8 +28,8 @@ lint: .venv/test
 	$(BIN)/mypy
 
 # A quarter of an hour, with an environment of its own for TensorFlow Datasets and several GB of temporary files.
-benchmark: .venv/benchmark
-	$(BIN)/python scripts/benchmark.py --peers all --json build/benchmark.json
+benchmark: .venv/benchmark .venv/tfds/ready
+	$(BIN)/python scripts/benchmark.py --tfds $(CURDIR)/.venv/tfds/bin/python --json build/benchmark.json
 
 dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
 	$(BIN)/python scripts/dataset_infos.py $@
@@ -62,6 +62,12 @@ clean:
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat \
 		--editable '.[scripts,http,test]' '$(TORCH)' uv
+	touch $@
+
+.venv/tfds/ready: Makefile | .venv/demo
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check tensorflow-cpu tensorflow-datasets==4.9.10 \
+		importlib_resources h5py
 	touch $@
 
 .venv/benchmark: pyproject.toml .venv/demo
