@@ -401,7 +401,7 @@ CASES: Mapping[str, Case] = {
     "process-all": Case("all, an eighth of the rows, from start to end", "process", _conversion("all", "small")),
     "process-rgb": Case("rgb, an eighth of the rows, from start to end", "process", _conversion("rgb", "small")),
     "growth": Case(
-        "from small to source", "work", {part: _conversion("all", part)[ONE] for part in ("source", "small")}
+        "HDF5 → Parquet, 8 × the rows", "work", {part: _conversion("all", part)[ONE] for part in ("source", "small")}
     ),
     "epoch-all": Case("an epoch in order, all", "epochs", _epoch("all", shuffled=False)),
     "shuffled-all": Case("a shuffled epoch, all", "epochs", _epoch("all", shuffled=True)),
@@ -672,9 +672,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     facts = about(options.rows, options.rounds, options.tfds)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     if options.json:
         options.json.open("a").close()  # an error now, not after a quarter of an hour
-    FOLDER.mkdir(parents=True, exist_ok=True)
     results: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory(dir=FOLDER, ignore_cleanup_errors=True) as name:
         rows = {"source": options.rows, "small": options.rows // EIGHTH}
