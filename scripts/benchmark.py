@@ -412,10 +412,10 @@ CASES: Mapping[str, Case] = {
 
 # The README's table: a case, the contender that a row is about, what the row says of it, and those it is compared with.
 README = (
-    ("convert-all", ONE, "`build.py` turns HDF5 into Parquet with 1 worker, `all`", (TFDS, LOOP, CAREFUL, ALONE)),
-    ("convert-all", TWO, "… with 2 workers, `all`", (ONE, TFDS, LOOP, CAREFUL)),
-    ("convert-rgb", ONE, "… with 1 worker, `rgb`", (TFDS, LOOP, CAREFUL, ALONE)),
-    ("process-all", ONE, "… from start to end, imports too, an eighth of the rows, `all`", (TFDS, LOOP, CAREFUL)),
+    ("convert-all", ONE, "`build.py`, HDF5 to Parquet, 1 worker, `all`", (TFDS, LOOP, CAREFUL, ALONE)),
+    ("convert-all", TWO, "`build.py`, HDF5 to Parquet, 2 workers, `all`", (ONE, TFDS, LOOP, CAREFUL)),
+    ("convert-rgb", ONE, "`build.py`, HDF5 to Parquet, 1 worker, `rgb`", (TFDS, LOOP, CAREFUL, ALONE)),
+    ("process-all", ONE, "`build.py` with its imports, an eighth of the rows, `all`", (TFDS, LOOP, CAREFUL)),
     ("shuffled-all", PATCHES, "A shuffled epoch of `Patches`, `all`", (TFDS, LOADER, ROWS, HDF5, MAP)),
     ("shuffled-rgb", PATCHES, "A shuffled epoch of `Patches`, `rgb`, decoded before", (TFDS, STREAM)),
     ("epoch-all", STREAM, "An epoch of a stream from disk, `all`", (TFDS, ROWS, HDF5)),
