@@ -45,6 +45,8 @@ EXAMPLES = """\
 
 TRAIN = Path(__file__).with_name("train.py")  # goes with the patches
 
+_RENAME = "choose another name"
+
 LITTLE_WORK = 100_000_000  # bytes in memory of what is to be written, that a process would take longer to start than do
 
 
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
     parser.add_argument(
         "source",
         metavar="SOURCE",
+        type=_named,
         help=f"folder or fsspec URL with {names}, or some of them; …_geo.h5 beside them for geo; the folders random and"
         " block of edition 3 for the configs of these names",
     )
@@ -93,8 +96,14 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
     return command.run(functools.partial(_run, limits), parser, argv)
 
 
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; a dot is the folder that you are in")
+    return text
+
+
 def _folder(text: str) -> Path:
-    if not text or "://" in text:
+    if "://" in _named(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a local folder")
     if not text.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} has characters that can't be printed, expected another name")
@@ -152,10 +161,7 @@ def build(
     old = Manifest.load(output)
     sources = _find_sources(folder, configs, old.configs if old else [])
     if output.name == TRAIN.stem and _has_patches(sources):
-        raise CommandError(
-            f"{output}: a folder of this name with {TRAIN.name} in it can't be loaded, and patches come with that file;"
-            " choose another name"
-        )
+        raise CommandError(f"{output}: a folder of this name can't be loaded if {TRAIN.name} is in it; {_RENAME}")
     paths = layout.source_paths(sources)
     states = _states(paths)
     print(f"{source}: checking all labels and places")
@@ -204,8 +210,10 @@ def _check_output(output: Path) -> None:
     """Makes sure that nothing of others is overwritten.
 
     Raises:
-        CommandError: The folder holds something else.
+        CommandError: The folder holds something else, or load_dataset() would not find it.
     """
+    if pattern := re.search(r"[*?\[]|::|/~", str(output)):
+        raise CommandError(f"{output}: load_dataset() takes a path with {pattern[0]!r} for a pattern; {_RENAME}")
     if output.exists() and not output.is_dir():
         raise CommandError(f"{output}: not a folder")
     if output.is_dir() and not (output / manifest.NAME).exists():

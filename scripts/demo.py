@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     built = manifest.load_built(options.repository)
     picture, repository = options.picture.resolve(), options.repository.resolve()
+    if not picture.parent.is_dir():
+        raise command.CommandError(f"{picture}: there is no folder {picture.parent}; make it first")
     os.chdir(repository.parent)  # so that the calls below read as in the documentation
     datasets.disable_progress_bars()
 

@@ -598,7 +598,7 @@ def test_arguments_that_can_not_be_are_refused(arguments: list[str], tmp_path: P
     assert error.value.code == 2
 
 
-@pytest.mark.parametrize("name", ["out:1", "a [b] c?", "x::y", "~nosuchuser", "ä"])
+@pytest.mark.parametrize("name", ["out:1", "a {b} c#%20", "a~b", "ä"])
 def test_an_odd_name_of_the_folder_is_a_name(
     name: str, source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,7 +606,7 @@ def test_an_odd_name_of_the_folder_is_a_name(
     shutil.copy(source_folder / "testing.h5", tmp_path)
     assert build.main([".", name, "--config", "rgb"]) == 0
     assert verify.verify(Path(name), ".").findings == []
-    assert (tmp_path / name / card.NAME).is_file()
+    assert datasets.load_dataset(name, "rgb", split="test").num_rows == 33
 
 
 # ── Sources by URL ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -646,7 +646,29 @@ def test_places_alone_have_no_train_py_and_any_name(full_folder: Path, tmp_path:
     assert not (tmp_path / "train" / "train.py").exists()
 
 
-def test_a_folder_called_train_is_refused_before_it_is_made(full_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=r"train\.py"):
-        build.build(str(full_folder), tmp_path / "train", ["rgb"])
-    assert not (tmp_path / "train").exists()
+@pytest.mark.parametrize("name", ["train", "a[1]", "what?", "all*", "old::new", "~lcz", "a[1]/so2sat"])
+def test_a_name_that_cannot_be_loaded_is_refused_before_it_is_made(
+    name: str, full_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build.main([str(full_folder), str(tmp_path / name)]) == 1
+    assert f"error: {tmp_path / name}: " in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("arguments", [["", "so2sat"], [".", ""]])
+def test_an_empty_name_is_refused(
+    arguments: list[str], source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_source(tmp_path / "testing.h5", random_arrays(3))
+    with pytest.raises(SystemExit, match="2"):
+        build.main(arguments)
+    assert not (tmp_path / "so2sat").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    full_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert build.main([str(full_folder), str(tmp_path / "file" / "so2sat")]) == 1
+    assert f"error: {tmp_path / 'file' / 'so2sat'}: " in capsys.readouterr().err

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,8 +55,18 @@ KINDS: dict[str, tuple[list[str], list[str] | None, str]] = {
     "rgb": (["training.h5", "validation.h5", "testing.h5"], ["rgb"], "jpeg"),
     "all": (["training.h5", "validation.h5", "testing.h5"], ["all"], "jpeg"),
     "geo": (["training.h5", "training_geo.h5", "testing.h5", "testing_geo.h5"], ["geo"], "jpeg"),
-    "edition-3": (["random/training.h5", "random/testing.h5"], None, "jpeg"),
+    "edition-3": (
+        [f"{part}/{split}.h5" for part in ("random", "block") for split in ("training", "testing")],
+        None,
+        "jpeg",
+    ),
+    "random": (["random/training.h5", "random/testing.h5"], None, "jpeg"),
     "one-split": (["validation.h5"], None, "jpeg"),
+    "mixed": (
+        ["validation.h5", "validation_geo.h5", "testing.h5", "random/training.h5", "random/testing.h5"],
+        ["all", "geo", "rgb_random"],
+        "jpeg",
+    ),
     "png": (["testing.h5"], ["rgb"], "png"),
 }
 
@@ -113,13 +124,14 @@ def test_the_card_speaks_of_what_is_there_and_of_nothing_else(kind: str, kinds: 
     assert {*re.findall(r"`((?:rgb|all|geo)(?:_\w+)?)`", text)} <= {*manifest.configs}
     code = "\n".join(blocks_of(text))
     assert {*re.findall(r'"((?:rgb|all|geo)(?:_random|_block)?)"', code)} <= {*manifest.configs}
-    assert {*re.findall(r'split="(\w+)"', code)} <= {split for c in manifest.configs for split in manifest.splits(c)}
     kinds_there = {layout.CONFIGS[config].kind for config in manifest.configs}
     assert ("sentinel1" in text) == ("all" in kinds_there)
     assert ("longitude" in text) == ("geo" in kinds_there)
     assert ("JPEG of quality 95" in text) == ("rgb" in kinds_there and manifest.image_format == "jpeg")
     assert ("Images are PNG" in text) == ("rgb" in kinds_there and manifest.image_format == "png")
-    assert ("### Culture-10" in text) == (kind in ("everything", "measured", "rgb", "all"))
+    assert ("### Culture-10" in text) == (kind in ("everything", "measured", "rgb", "all", "mixed"))
+    assert ("`…_random`" in text) == any(config.endswith("_random") for config in manifest.configs)
+    assert ("`…_block`" in text) == any(config.endswith("_block") for config in manifest.configs)
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -147,7 +159,8 @@ def test_the_header_says_what_load_dataset_needs(kind: str, kinds: dict[str, Pat
     assert header == DatasetCard((kinds[kind] / card.NAME).read_text()).data.to_dict()  # type: ignore[no-untyped-call]
     assert header["license"] == so2sat.LICENSE
     assert "geospatial" in header["tags"]
-    assert [config["config_name"] for config in header["configs"] if config.get("default")] == [manifest.configs[0]]
+    (default,) = [config["config_name"] for config in header["configs"] if config.get("default")]
+    assert f', "{default}"' in blocks_of(text_of(kinds[kind], "so2sat"))[0]
     for config in header["configs"]:
         for files in config["data_files"]:
             matched = {path.relative_to(kinds[kind]).as_posix() for path in kinds[kind].glob(files["path"])}
@@ -256,15 +269,22 @@ def test_the_first_block_of_every_kind_runs_when_it_is_copied(
     run_blocks(sys.executable, blocks, served, tmp_path, "new")
 
 
-def test_every_block_runs_when_it_is_copied(kinds: dict[str, Path], served: hub.Hub, tmp_path: Path) -> None:
-    blocks = blocks_of(text_of(kinds["everything"], "lab/lcz-everything"))
-    assert len(blocks) >= 16
+@pytest.mark.parametrize("kind", ["everything", "mixed"])
+def test_every_block_runs_when_it_is_copied(kind: str, kinds: dict[str, Path], served: hub.Hub, tmp_path: Path) -> None:
+    blocks = blocks_of(text_of(kinds[kind], f"lab/lcz-{kind}"))
+    assert len(blocks) >= 15
     run_blocks(sys.executable, blocks[1:], served, tmp_path, "new")
 
 
-def test_every_block_of_a_local_folder_runs(kinds: dict[str, Path], served: hub.Hub, tmp_path: Path) -> None:
-    (tmp_path / "lcz-42").symlink_to(kinds["everything"])
-    run_blocks(sys.executable, blocks_of(text_of(kinds["everything"], "lcz-42")), served, tmp_path, "local")
+def test_every_block_of_a_local_folder_runs_whatever_its_name(
+    kinds: dict[str, Path], served: hub.Hub, tmp_path: Path
+) -> None:
+    name = '-our "lcz"\'s 42'
+    (tmp_path / name).symlink_to(kinds["everything"])
+    text = text_of(kinds["everything"], name)
+    run_blocks(sys.executable, blocks_of(text), served, tmp_path, "local")
+    (shell,) = re.findall(r"^```sh\n(.*?)\n```$", text, re.MULTILINE)
+    assert shlex.split(shell) == ["uv", "run", f"./{name}/train.py", f"./{name}", "--config", "all"]
 
 
 def test_a_stream_that_is_left_lets_python_end(kinds: dict[str, Path], served: hub.Hub, tmp_path: Path) -> None:

@@ -50,3 +50,12 @@ def test_a_folder_that_is_no_repository_is_an_error(tmp_path: Path, capsys: pyte
     write_source(tmp_path / "data" / "testing.h5", random_arrays(3))
     assert demo.main([str(tmp_path / "data"), str(tmp_path / "preview.png")]) == 1
     assert "manifest.json" in capsys.readouterr().err
+
+
+def test_a_picture_without_a_folder_is_an_error_before_anything_is_loaded(
+    full_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main([str(full_repository), str(tmp_path / "none" / "preview.png")]) == 1
+    told = capsys.readouterr()
+    assert str(tmp_path / "none") in told.err
+    assert not told.out

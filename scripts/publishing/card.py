@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import jinja2
@@ -44,6 +45,8 @@ _SIZE_CATEGORIES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<
 
 # Statistics of a repository: what stands in statistics.json under `configs`.
 Statistics = Mapping[str, Mapping[str, Mapping[str, Any]]]
+# By array: which split of which config, in words, and the statistics of its bands.
+Bands = dict[str, tuple[str, Sequence[Mapping[str, Any]]]]
 
 
 def render(manifest: Manifest, statistics: Statistics, name: str) -> str:
@@ -71,71 +74,87 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
 
 def words(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, Any]:
     """What the template is filled with; the arguments are those of `render`."""
-    names = _names(manifest, name)
-    return {**names, **_conditions(manifest, statistics, names), **_contents(manifest, statistics, names)}
+    return {**_conditions(manifest, name), **_contents(manifest, statistics, name)}
 
 
-def _names(manifest: Manifest, name: str) -> dict[str, str]:
-    """The names that the card's code uses: of the repository, of configs and of splits; empty for what is not there."""
-    of_kind = {layout.CONFIGS[config].kind: config for config in reversed(manifest.configs)}
-    images, arrays, geo = (of_kind.get(kind, "") for kind in ("rgb", "all", "geo"))
-    main = images or arrays or geo
-    splits = [*manifest.splits(main)]
-    placed = [*manifest.splits(geo)] if geo else []
-    with_places = [config for config in _official(manifest) if placed and config != geo]
+class _Part(NamedTuple):
+    """A config as the card's code names it: with its first split, and with the one to try things on."""
+
+    config: str
+    first: str
+    small: str
+
+
+def _part(manifest: Manifest, configs: Sequence[str]) -> _Part | None:
+    """The first of some configs; None without any."""
+    if not configs:
+        return None
+    splits = [*manifest.splits(configs[0])]
+    return _Part(configs[0], splits[0], "validation" if "validation" in splits else splits[-1])
+
+
+def _parts(manifest: Manifest) -> dict[str, _Part | None]:
+    """The configs that the card's code names: of every kind, the one shown first, and one of the official splits."""
+    of_kind = {
+        kind: _part(manifest, [config for config in manifest.configs if layout.CONFIGS[config].kind == kind])
+        for kind in layout.KINDS
+    }
+    images, arrays, geo = of_kind["rgb"], of_kind["all"], of_kind["geo"]
+    official = [config for config in _official(manifest) if layout.CONFIGS[config].kind != "geo"]
     return {
-        "name": json.dumps(name, ensure_ascii=False),
-        "plain_name": name,
         "images": images,
         "arrays": arrays,
-        "main": main,
-        "first": splits[0],
-        "small": "validation" if "validation" in splits else splits[-1],
-        "placed": "validation" if "validation" in placed else "".join(placed[-1:]),
-        "placed_config": "".join(with_places[:1]),
-        "snapshot": _snapshot(name, f"{main}/*"),
-        "snapshot_arrays": _snapshot(name, f"{arrays}/*"),
-        "snapshot_geo": _snapshot(name, f"{geo}/*"),
-        "snapshot_train": _snapshot(name, "train.py"),
+        "geo": geo,
+        "main": images or arrays or geo,
+        "trained": arrays or images,
+        "official": _part(manifest, official),
     }
 
 
-def _conditions(manifest: Manifest, statistics: Statistics, names: Mapping[str, str]) -> dict[str, bool]:
+def _conditions(manifest: Manifest, name: str) -> dict[str, bool]:
     """What the repository has, by the names of the template's conditions."""
-    official, main = _official(manifest), names["main"]
-    has_geo, ten_cities = "geo" in manifest.configs, {"validation", "test"}
+    splits = {key: {*manifest.splits(part.config)} if part else set() for key, part in _parts(manifest).items()}
+    ten_cities = {"validation", "test"}
     return {
-        "is_on_hub": "/" in names["plain_name"],
+        "is_on_hub": "/" in name,
         "is_synthetic": bool(manifest.synthetic),
-        "has_images": bool(names["images"]),
-        "has_arrays": bool(names["arrays"]),
-        "has_patches": bool(names["images"] or names["arrays"]),
-        "has_geo": has_geo,
-        "has_places": bool(names["placed_config"]),
+        "has_images": bool(splits["images"]),
+        "has_arrays": bool(splits["arrays"]),
+        "has_patches": bool(splits["trained"]),
+        "has_geo": bool(splits["geo"]),
+        "has_places": bool(splits["geo"] and splits["official"]),
         "has_several": len(manifest.configs) > 1,
         "has_jpeg": manifest.image_format == "jpeg",
-        "has_training": bool(names["images"] or names["arrays"]) and {"train", "test"} <= {*manifest.splits(main)},
-        "has_official_splits": bool(official),
-        "has_edition_3": len(official) < len(manifest.configs),
-        "has_pairs": has_geo and len(statistics["geo"]) > 1,
-        "has_leakage": has_geo and ten_cities <= {*statistics["geo"]},
-        "has_culture_10": main in official and main != "geo" and ten_cities <= {*manifest.splits(main)},
+        "has_training": {"train", "test"} <= splits["trained"],
+        "has_validation": "validation" in splits["trained"],
+        "has_official_splits": bool(_official(manifest)),
+        "has_cities": len(_official(manifest)) == len(manifest.configs),
+        "has_random": any(config.endswith("_random") for config in manifest.configs),
+        "has_block": any(config.endswith("_block") for config in manifest.configs),
+        "has_pairs": len(splits["geo"]) > 1,
+        "has_leakage": ten_cities <= splits["geo"],
+        "has_culture_10": ten_cities <= splits["official"],
     }
 
 
-def _contents(manifest: Manifest, statistics: Statistics, names: Mapping[str, str]) -> dict[str, str]:
-    """Texts and tables about what the repository has."""
-    bands = _bands(statistics)
+def _contents(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, Any]:
+    """Names, texts and tables about what the repository has."""
+    parts, bands = _parts(manifest), _bands(statistics)
     return {
+        **parts,
+        "name": json.dumps(name, ensure_ascii=False),
+        "plain_name": name,
+        "shell_name": shlex.quote(f"./{name}" if name.startswith("-") else name),
         "version": so2sat.VERSION,
         "citation": so2sat.CITATION,
         "synthetic": _escaped(manifest.synthetic),
         "patches": _patches(manifest),
-        "bands": "8 of Sentinel-1, 10 of Sentinel-2" if names["arrays"] else "red, green, blue (B4, B3, B2)",
-        "cities": _cities({split for config in _official(manifest) for split in manifest.splits(config)}),
+        "bands": "8 of Sentinel-1, 10 of Sentinel-2" if parts["arrays"] else "red, green, blue (B4, B3, B2)",
+        "cities": _cities(manifest),
         "sizes": ", ".join(f"`{config}` {_size(_bytes(manifest, config))}" for config in manifest.configs),
         "config_table": _config_table(manifest),
         "class_tables": _class_tables(manifest, statistics),
+        "bands_over": " and ".join(dict.fromkeys(origin for origin, _ in bands.values())),
         "band_table": _band_table(bands),
         "constants": _constants(bands),
         "pair_table": _pair_table(statistics["geo"]) if "geo" in manifest.configs else "",
@@ -158,7 +177,9 @@ def _card_data(manifest: Manifest) -> DatasetCardData:
         splits = manifest.splits(config)
         data_files = [{"split": split, "path": _glob(manifest, config, split)} for split in splits]
         configs[config] = {"data_files": data_files}
-    configs[manifest.configs[0]]["default"] = True  # `rgb` where it is there
+    main = _parts(manifest)["main"]
+    assert main
+    configs[main.config]["default"] = True  # `rgb` where it is there
     configs.to_dataset_card_data(data)
     dataset_infos(manifest).to_dataset_card_data(data)
     return data
@@ -206,15 +227,6 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]{}#|!~])", r"\\\1", line)
 
 
-def _snapshot(name: str, pattern: str) -> str:
-    """Code that sets `folder` to a folder with the repository's files of this pattern."""
-    literal = json.dumps(name, ensure_ascii=False)
-    if "/" not in name:
-        return f"\nfolder = {literal}"
-    call = f'snapshot_download({literal}, repo_type="dataset", allow_patterns="{pattern}")'
-    return f"from huggingface_hub import snapshot_download\n\nfolder = {call}"
-
-
 def _size(count: int) -> str:
     unit, size = next(
         (unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= size or size == 1e3
@@ -236,16 +248,17 @@ def _divisions(manifest: Manifest) -> list[list[str]]:
 
 
 def _patches(manifest: Manifest) -> str:
-    texts = []
+    texts: dict[str, list[str]] = {}
     for configs in _divisions(manifest):
         splits = manifest.splits(configs[0])
         parts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
-        texts.append(f"{sum(splits.values()):,} ({parts})")
-    return "; ".join(dict.fromkeys(texts))
+        texts.setdefault(f"{sum(splits.values()):,} ({parts})", configs)
+    return "; ".join(f"{text} in `{configs[0]}`" if len(texts) > 1 else text for text, configs in texts.items())
 
 
-def _cities(splits: set[str]) -> str:
+def _cities(manifest: Manifest) -> str:
     """How many cities the official splits have (Zhu et al. 2020)."""
+    splits = {split for config in _official(manifest) for split in manifest.splits(config)}
     if "train" not in splits:
         return "10"
     return "42" if splits == {"train"} else "52: 42 of train, 10 of the other splits"
@@ -305,20 +318,21 @@ def _pair_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(["---", "---:", "---:", "---"], header, *rows)
 
 
-def _bands(statistics: Statistics) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """Statistics of the bands of every array: those of the first config and split that have them."""
-    bands: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for splits in statistics.values():
-        for column, summaries in next(iter(splits.values()))["bands"].items():
-            bands.setdefault(column, summaries)
-    return dict(sorted(bands.items(), key=lambda item: item[0] == "image"))
+def _bands(statistics: Statistics) -> Bands:
+    """Of every array, the first config and split that have it, and the statistics of its bands there."""
+    found: Bands = {}
+    for config, splits in statistics.items():
+        split, summary = next(iter(splits.items()))
+        for column, summaries in summary["bands"].items():
+            found.setdefault(column, (f"{split} of `{config}`", summaries))
+    return dict(sorted(found.items(), key=lambda item: item[0] == "image"))
 
 
-def _band_table(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _band_table(bands: Bands) -> str:
     """The bands with mean and standard deviation, by array."""
     known = {"sentinel1": so2sat.SENTINEL1_BANDS, "sentinel2": so2sat.SENTINEL2_BANDS}
     rows = []
-    for column, summaries in bands.items():
+    for column, (_, summaries) in bands.items():
         for index, summary in enumerate(summaries):
             cells = (f"{summary['name']}", "8-bit pixel", "0 to 255", "")
             if column in known:
@@ -329,10 +343,10 @@ def _band_table(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return _table(["---", "---:", "---", "---", "---", "---:", "---:", "---:"], header, *rows)
 
 
-def _constants(bands: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _constants(bands: Bands) -> str:
     """Python code with mean and standard deviation of every band, by array."""
     lines = []
-    for column, summaries in bands.items():
+    for column, (_, summaries) in bands.items():
         for name in ("mean", "std"):
             numbers = textwrap.fill(", ".join(_number(summary[name]) for summary in summaries), 88)
             lines += [f"{column.upper()}_{name.upper()} = [", textwrap.indent(numbers + ",", "    "), "]"]
@@ -353,13 +367,14 @@ def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[s
     from publishing import figures  # not above: worker processes import this file too, and have no use for matplotlib
 
     note = "Synthetic data, not measured" if manifest.synthetic else ""
-    names = _names(manifest, "")
-    config, bands = names["main"], _bands(statistics)
-    drawn = {"assets/histogram.png": figures.class_histogram(patches_per_class(statistics[config]), note)}
-    if names["images"] or names["arrays"]:
-        patches = figures.pick_patches(_batches(folder, manifest, config, names["first"]))
+    parts = _parts(manifest)
+    main, bands = parts["main"], {column: summaries for column, (_, summaries) in _bands(statistics).items()}
+    assert main
+    drawn = {"assets/histogram.png": figures.class_histogram(patches_per_class(statistics[main.config]), note)}
+    if parts["trained"]:
+        patches = figures.pick_patches(_batches(folder, manifest, main.config, main.first))
         drawn["assets/classes.png"] = figures.class_grid(patches, note)
-    if names["arrays"]:
+    if parts["arrays"]:
         drawn["assets/bands.png"] = figures.band_statistics(bands, note)
     return drawn
 

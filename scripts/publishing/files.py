@@ -49,10 +49,13 @@ def locked(folder: Path, state_folder: str) -> Iterator[None]:
         state_folder: Name of the folder in it that holds the lock.
 
     Raises:
-        CommandError: Another run is at work there.
+        CommandError: Another run is at work there, or the folder can't be made.
     """
     lock = folder / state_folder / "lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{folder}: can't be written ({error.strerror}); choose another folder") from error
     try:
         with filelock.FileLock(lock, timeout=0):
             yield
