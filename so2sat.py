@@ -230,6 +230,8 @@ class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """Makes the cache tell apart folders of the same relative name, and a folder before and after a change."""
+        if not isinstance(self.data_dir, (str, os.PathLike, type(None))):
+            raise ValueError(f"data_dir {self.data_dir!r} is not a path or a URL")
         if self.data_dir:
             self.data_dir = os.fspath(self.data_dir)
         if self.data_dir and not is_remote_url(self.data_dir):
@@ -281,7 +283,7 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        if not self.config.data_dir:
+        if self.config.data_files or not self.config.data_dir:
             raise ValueError(_NO_DATA_DIR)
         sources = find_sources(self.config.data_dir, self.config.name, self.storage_options)
         if absent := absent_splits(self.config.name, CONFIGS[self.config.name].files, sources):
@@ -320,7 +322,7 @@ _NO_DATA_DIR = f"""\
 So2Sat is built from the official HDF5 files (59 GB), which you get first: {HOMEPAGE}
 The smallest, validation.h5 (3.6 GB), is enough to begin with; training.h5 and testing.h5 lie beside it:
     wget -c --directory-prefix=DIR ftp://m1483140:m1483140@dataserv.ub.tum.de/validation.h5
-Then pass their folder (or an fsspec URL): So2Sat(config_name="rgb", data_dir="DIR")"""
+Then pass their folder (or an fsspec URL), not data_files: So2Sat(config_name="rgb", data_dir="DIR")"""
 
 
 def blocks(start: int, stop: int, rows: int = ROWS_PER_BLOCK) -> Iterator[tuple[int, int]]:
@@ -625,7 +627,7 @@ def _may_pass(error: Exception) -> bool:
         return status == 429 or status >= 500
     passing: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, asyncio.TimeoutError)
     if "aiohttp" in sys.modules:  # else it can't have raised anything
-        passing += (sys.modules["aiohttp"].ClientError,)
+        passing += (sys.modules["aiohttp"].ClientConnectionError, sys.modules["aiohttp"].ClientPayloadError)
     return isinstance(reason, passing) and not isinstance(reason, ValueError)  # such as a bad URL or certificate
 
 
@@ -661,8 +663,9 @@ class _RemoteFile:
             # An instance of its own: one that others share would keep its connections open, and a connection that is
             # open in a process that forks can hang in parent and child.
             self._filesystem, self._path = url_to_fs(url, skip_instance_cache=True, **options)
-        except (ImportError, ValueError) as error:
-            raise SourceError(f"{url}: can't be read ({error}); pip install 'fsspec[http]' for HTTP") from error
+        except (ImportError, ValueError, OSError) as error:
+            hint = "; pip install 'fsspec[http]'" if protocol in ("http", "https") else ""
+            raise SourceError(f"{url}: can't be read ({error}){hint}") from error
         try:
             self._file = self._try(self._open)
         except BaseException:
@@ -688,8 +691,10 @@ class _RemoteFile:
         except Exception as error:  # every file system of fsspec has exceptions of its own
             reason = _reason(error)
             if isinstance(reason, FileNotFoundError) or _status(reason) in (404, 410):
-                raise FileNotFoundError(self._url) from error
-            raise SourceError(f"{self._url}: can't be read ({str(reason) or type(reason).__name__})") from error
+                raise FileNotFoundError(f"{self._url} is not there") from error
+            # fsspec's error about a server that ignores the range asked for.
+            hint = "; the server must send ranges, else fetch the file first" if isinstance(reason, ValueError) else ""
+            raise SourceError(f"{self._url}: can't be read ({type(reason).__name__}: {reason}){hint}") from error
 
     def read(self, size: int) -> Any:
         # h5py calls this under its global lock. If garbage were collected in fsspec's I/O thread meanwhile, and an h5py

@@ -216,7 +216,8 @@ class RangeServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), functools.partial(_RangeHandler, directory=str(folder)))
         self.requests: list[tuple[str, str]] = []  # method and path
         self.bytes_sent = 0
-        # Asked for every request with its number: None to serve it, a status to refuse it, "cut" to break off half-way.
+        # Asked for every request with its number: None to serve it, a status to refuse it, "cut" to break off half-way,
+        # "loop" to send the client here again.
         self.fault: Callable[[int], int | str | None] = lambda number: None
         self.path_faults: dict[str, int] = {}  # statuses by path
         self.ranges = True
@@ -254,6 +255,12 @@ class _RangeHandler(http.server.SimpleHTTPRequestHandler):
         fault = self.server.path_faults.get(self.path) or self.server.fault(len(self.server.requests))
         if isinstance(fault, int):
             self.send_error(fault)
+            return
+        if fault == "loop":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         path = Path(self.translate_path(self.path))
         if not path.is_file():

@@ -451,25 +451,44 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
     np.testing.assert_array_equal(columns["sentinel1"], source_arrays["train"]["sen1"][:30].astype(np.float32))
 
 
-@pytest.mark.parametrize(("fault", "requests"), [(401, 2), (403, 2), (503, 14), (429, 14)])
+@pytest.mark.parametrize(("fault", "requests"), [(401, 2), (403, 2), (503, 14), (429, 14), ("loop", 20)])
 def test_a_server_that_fails_or_refuses_is_an_error_and_never_an_absent_split(
-    http_source: RangeServer, impatient: None, fault: int, requests: int
+    http_source: RangeServer, impatient: None, fault: int | str, requests: int
 ) -> None:
     http_source.fault = lambda number: fault
     with pytest.raises(SourceError) as caught:
         so2sat.find_sources(http_source.url, "rgb")
     assert not isinstance(caught.value, so2sat.MissingSourceError)
-    assert_says(str(caught.value), [f"{http_source.url}/training.h5", str(fault)])
-    assert len(http_source.requests) == requests  # fsspec asks twice, HEAD and GET; a refusal for good is not repeated
+    assert_says(
+        str(caught.value), [f"{http_source.url}/training.h5", "TooManyRedirects" if fault == "loop" else str(fault)]
+    )
+    assert (
+        len(http_source.requests) == requests
+    )  # fsspec asks twice, HEAD and GET; a refusal for good is not repeated; aiohttp follows ten
 
 
 def test_a_server_without_ranges_is_an_error_that_says_so(http_source: RangeServer) -> None:
     http_source.ranges = False
     with (
-        pytest.raises(SourceError, match=r"training\.h5.*range requests"),
+        pytest.raises(SourceError, match=r"training\.h5.*must send ranges.*fetch"),
         so2sat.open_source(f"{http_source.url}/training.h5") as source,
     ):
         source.read("sen2", 0, 1)
+
+
+def test_a_file_that_goes_while_it_is_read_is_told(http_source: RangeServer) -> None:
+    with so2sat.open_source(f"{http_source.url}/training.h5") as source:
+        http_source.path_faults["/training.h5"] = 404
+        with pytest.raises(SourceError, match=r"training\.h5.*rows 0 to 0.*is not there"):
+            source.read("sen2", 0, 1)
+
+
+@pytest.mark.parametrize("url", ["foo://host/data", "ftp://127.0.0.1:1/data"])
+def test_a_file_system_that_is_not_there_is_an_error_without_advice_about_http(url: str) -> None:
+    with pytest.raises(SourceError, match=url) as caught:
+        so2sat.find_sources(url, "rgb")
+    assert "fsspec[http]" not in str(caught.value)
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_server_that_is_silent_is_an_error_in_time(http_source: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -709,6 +728,14 @@ def test_a_folder_that_has_changed_is_not_answered_from_the_cache(tmp_path: Path
         for split, content in arrays.items():
             write_source(tmp_path / so2sat.SOURCE_FILES[split], content)
         assert_holds_all(prepared(tmp_path, tmp_path / "cache"), arrays)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"data_dir": b"data"}, {"data_dir": ["data"]}, {"data_files": __file__, "data_dir": "."}]
+)
+def test_what_is_no_folder_is_refused(arguments: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data_dir"):
+        So2Sat(config_name="rgb", cache_dir=str(tmp_path), **arguments).download_and_prepare()
 
 
 def test_data_dir_may_be_a_path(source_folder: Path, tmp_path: Path) -> None:
