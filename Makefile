@@ -13,8 +13,9 @@ demo: .venv/demo
 	$(BIN)/python scripts/build.py $(DEMO)/data $(DEMO)/so2sat
 	HF_HOME=$(CURDIR)/$(DEMO)/cache $(BIN)/python scripts/demo.py $(DEMO)/so2sat $(DEMO)/preview.png
 
+# On two cores.
 test: .venv/test .venv/datasets-3.6.0/ready .venv/datasets-4.0.0/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # From the demo's repository to a trained model. It has an environment of its own, because PyTorch and what comes with it
 # take 5 GB; TORCH= chooses another build of it.
