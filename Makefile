@@ -28,9 +28,9 @@ lint: .venv/test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# A quarter of an hour, with an environment of its own for TensorFlow Datasets and several GB of temporary files.
-benchmark: .venv/benchmark .venv/tfds/ready
-	$(BIN)/python scripts/benchmark.py --tfds $(CURDIR)/.venv/tfds/bin/python --json build/benchmark.json
+# A quarter of an hour, with the environments of PyTorch and TensorFlow Datasets and several GB of temporary files.
+benchmark: .venv/train/ready .venv/tfds/ready
+	.venv/train/bin/python scripts/benchmark.py --tfds $(CURDIR)/.venv/tfds/bin/python --json build/benchmark.json
 
 dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
 	$(BIN)/python scripts/dataset_infos.py $@
@@ -69,8 +69,4 @@ clean:
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check tensorflow-cpu tensorflow-datasets==4.9.10 \
 		importlib_resources h5py
-	touch $@
-
-.venv/benchmark: pyproject.toml .venv/demo
-	$(PIP) --editable '.[scripts,benchmark]'
 	touch $@

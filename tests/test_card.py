@@ -130,6 +130,10 @@ def test_the_card_speaks_of_what_is_there_and_of_nothing_else(kind: str, kinds: 
     assert ("JPEG of quality 95" in text) == ("rgb" in kinds_there and manifest.image_format == "jpeg")
     assert ("Images are PNG" in text) == ("rgb" in kinds_there and manifest.image_format == "png")
     assert ("### Culture-10" in text) == (kind in ("everything", "measured", "rgb", "all", "mixed"))
+    trained = re.findall(r"^uv run .* --config (\w+)$", text, re.MULTILINE)
+    can_train = [config for config in manifest.configs if {"train", "test"} <= {*manifest.splits(config)}]
+    assert {*trained} <= {*can_train}
+    assert bool(trained) == any(layout.CONFIGS[config].kind != "geo" for config in can_train)
     assert ("`…_random`" in text) == any(config.endswith("_random") for config in manifest.configs)
     assert ("`…_block`" in text) == any(config.endswith("_block") for config in manifest.configs)
 

@@ -94,19 +94,20 @@ def _part(manifest: Manifest, configs: Sequence[str]) -> _Part | None:
 
 
 def _parts(manifest: Manifest) -> dict[str, _Part | None]:
-    """The configs that the card's code names: of every kind, the one shown first, and one of the official splits."""
-    of_kind = {
-        kind: _part(manifest, [config for config in manifest.configs if layout.CONFIGS[config].kind == kind])
-        for kind in layout.KINDS
-    }
-    images, arrays, geo = of_kind["rgb"], of_kind["all"], of_kind["geo"]
-    official = [config for config in _official(manifest) if layout.CONFIGS[config].kind != "geo"]
+    """The configs that the card's code names: of every kind, shown first, to train on, with the official splits."""
+    configs: dict[str, list[str]] = {kind: [] for kind in layout.KINDS}
+    for config in manifest.configs:
+        configs[layout.CONFIGS[config].kind].append(config)
+    images, arrays, geo = (_part(manifest, configs[kind]) for kind in ("rgb", "all", "geo"))
+    patches = configs["all"] + configs["rgb"]
+    trained = [config for config in patches if {"train", "test"} <= {*manifest.splits(config)}]
+    official = [config for config in _official(manifest) if config not in configs["geo"]]
     return {
         "images": images,
         "arrays": arrays,
         "geo": geo,
         "main": images or arrays or geo,
-        "trained": arrays or images,
+        "trained": _part(manifest, trained),
         "official": _part(manifest, official),
     }
 
@@ -120,12 +121,12 @@ def _conditions(manifest: Manifest, name: str) -> dict[str, bool]:
         "is_synthetic": bool(manifest.synthetic),
         "has_images": bool(splits["images"]),
         "has_arrays": bool(splits["arrays"]),
-        "has_patches": bool(splits["trained"]),
+        "has_patches": bool(splits["images"] or splits["arrays"]),
         "has_geo": bool(splits["geo"]),
         "has_places": bool(splits["geo"] and splits["official"]),
         "has_several": len(manifest.configs) > 1,
         "has_jpeg": manifest.image_format == "jpeg",
-        "has_training": {"train", "test"} <= splits["trained"],
+        "has_training": bool(splits["trained"]),
         "has_validation": "validation" in splits["trained"],
         "has_official_splits": bool(_official(manifest)),
         "has_cities": len(_official(manifest)) == len(manifest.configs),
@@ -319,11 +320,11 @@ def _pair_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _bands(statistics: Statistics) -> Bands:
-    """Of every array, the first config and split that have it, and the statistics of its bands there."""
+    """Of every array the statistics of its bands over train, or else over the first split that there is."""
     found: Bands = {}
-    for config, splits in statistics.items():
-        split, summary = next(iter(splits.items()))
-        for column, summaries in summary["bands"].items():
+    splits = [(config, split) for config, splits in statistics.items() for split in splits]
+    for config, split in sorted(splits, key=lambda pair: pair[1] != "train"):
+        for column, summaries in statistics[config][split]["bands"].items():
             found.setdefault(column, (f"{split} of `{config}`", summaries))
     return dict(sorted(found.items(), key=lambda item: item[0] == "image"))
 
@@ -371,7 +372,7 @@ def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[s
     main, bands = parts["main"], {column: summaries for column, (_, summaries) in _bands(statistics).items()}
     assert main
     drawn = {"assets/histogram.png": figures.class_histogram(patches_per_class(statistics[main.config]), note)}
-    if parts["trained"]:
+    if parts["images"] or parts["arrays"]:
         patches = figures.pick_patches(_batches(folder, manifest, main.config, main.first))
         drawn["assets/classes.png"] = figures.class_grid(patches, note)
     if parts["arrays"]:
