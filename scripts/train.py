@@ -38,9 +38,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 EXAMPLES = """\
@@ -63,8 +63,10 @@ INTENSITIES = slice(4, 6)  # VH and VV intensity among the bands of Sentinel-1
 
 Array = npt.NDArray[Any]
 Batch = dict[str, Any]  # arrays or tensors by column
-Facts = Mapping[str, Any]  # what a model was made from
-Predict = Callable[["Split"], Array]  # gives class indices of the rows of a split
+Bands = dict[str, list[dict[str, Any]]]  # what statistics.json has of every band of the training split, by column
+Facts = dict[str, Any]  # as metrics.json and the model's file have them
+Splits = dict[str, "Split"]  # train, validation and test
+Predict = Callable[["Split"], Array]  # gives class indices, shape (rows,)
 
 
 class TrainingError(Exception):
@@ -80,7 +82,8 @@ class Patches:
     """Batches of patches by their indices, as NumPy arrays, from views of memory-mapped Arrow.
 
     Indices are those of NumPy in one dimension: an integer gives a patch; a slice, a list, an array of integers or a
-    mask gives a batch: a dict of arrays by column, their shape (rows, …). Images are decoded once, to uint8.
+    mask gives a batch: a dict of arrays by column. They have the shapes (rows, 32, 32, bands), float32, for a sensor,
+    (rows, 32, 32, 3), uint8, for images and (rows,), int64, for labels. A patch lacks the first axis.
 
         train = Patches(load_dataset("so2sat", "all", split="train"), ["sentinel2", "label"])
         batch = train[[3, 1, 2]]
@@ -88,26 +91,23 @@ class Patches:
     """
 
     def __init__(self, dataset: datasets.Dataset, columns: Sequence[str]) -> None:
-        """Maps columns of a dataset."""
+        """Maps columns of a dataset. Images are decoded, here and only once."""
         self._rows = np.arange(len(dataset))
         tables = dataset.with_format("arrow", columns=list(columns)).iter(1024)
         blocks = [block for table in tables for block in table.to_batches()]
         self._stops = np.cumsum([len(block) for block in blocks])
         self._starts = self._stops - [len(block) for block in blocks]
-        self._columns = columns
-        self._whole: dict[str, Array] = {}  # columns that are small, or decoded
-        self._views: dict[str, list[Array]] = {}  # the blocks of the others, shape (rows, values)
+        self._views: dict[str, list[Array]] = {}  # of every block, or one of the whole column; shape (rows, values)
         self._shapes: dict[str, tuple[int, ...]] = {}  # of their rows
         for name in columns:
             if isinstance(dataset.features[name], datasets.Image):
-                self._whole[name] = _decoded((block[name] for block in blocks), len(dataset))
-                continue
-            views = [block[name].to_numpy(zero_copy_only=False) for block in blocks]
-            if views[0].ndim == 1:
-                self._whole[name] = np.concatenate(views)
+                views = [_decoded((block[name] for block in blocks), len(dataset))]
             else:
-                self._views[name] = [view.reshape(len(view), -1) for view in views]
-                self._shapes[name] = views[0].shape[1:]
+                views = [block[name].to_numpy(zero_copy_only=False) for block in blocks]
+            if views[0].ndim == 1:
+                views = [np.concatenate(views)]
+            self._views[name] = [view.reshape(len(view), -1) for view in views]
+            self._shapes[name] = views[0].shape[1:]
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -124,15 +124,17 @@ class Patches:
             raise IndexError("patches take one index: an integer, a slice, a list, an array of integers or a mask")
         if rows.ndim == 0:
             return {name: values[0] for name, values in self[rows[None]].items()}
-        blocks = np.searchsorted(self._stops, rows, side="right")
-        places = [*zip(blocks.tolist(), (rows - self._starts[blocks]).tolist())]
+        return {name: self._gathered(name, rows) for name in self._views}
 
-        def gathered(name: str) -> Array:
-            views = self._views[name]
-            values = [views[block][row] for block, row in places] or [views[0][:0]]
-            return np.concatenate(values, axis=None).reshape(len(rows), *self._shapes[name])
-
-        return {name: self._whole[name][rows] if name in self._whole else gathered(name) for name in self._columns}
+    def _gathered(self, name: str, rows: Array) -> Array:
+        views = self._views[name]
+        if len(views) == 1 or not len(rows):
+            values = views[0][rows]
+        else:
+            blocks = np.searchsorted(self._stops, rows, side="right")
+            places = zip(blocks.tolist(), (rows - self._starts[blocks]).tolist())
+            values = np.concatenate([views[block][row] for block, row in places])
+        return values.reshape(len(rows), *self._shapes[name])
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Gives what PyTorch's DataLoader asks for: the rows of a batch, as tensors."""
@@ -167,16 +169,13 @@ class Rows(Sequence[Batch]):
 
 
 def _decoded(blocks: Iterator[Any], rows: int) -> Array:
-    """Decodes a column of images to one array, shape (rows, lines, columns, 3), uint8."""
+    """Decodes a column of images to one array, shape (rows, 32, 32, 3), uint8."""
     import PIL.Image
 
-    encoded = (image["bytes"] for block in blocks for image in block.to_pylist())
-    pixels = (np.asarray(PIL.Image.open(io.BytesIO(image))) for image in encoded)
-    first = next(pixels)
-    result = np.empty((rows, *first.shape), np.uint8)
-    result[0] = first
-    for row, image in enumerate(tqdm(pixels, "decoding images", rows, initial=1, disable=None, leave=False), 1):
-        result[row] = image
+    images = (image["bytes"] for block in blocks for image in block.to_pylist())
+    result = np.empty((rows, 32, 32, 3), np.uint8)
+    for row, image in enumerate(tqdm(images, "decoding images", rows, disable=None, leave=False)):
+        result[row] = np.asarray(PIL.Image.open(io.BytesIO(image)))
     return result
 
 
@@ -185,104 +184,77 @@ def _decoded(blocks: Iterator[Any], rows: int) -> Array:
 # └──────────────────┘
 
 
-@dataclass
-class Repository:
-    """A repository, and the part of it to train on.
-
-    Attributes:
-        name: Absolute path of a folder, or ORG/NAME.
-        revision: The commit on the Hub; None of a folder.
-        manifest_sha256: SHA-256 of manifest.json, which has that of every file.
-        synthetic: What the sources say of themselves if they were generated, else empty.
-        config: Name of the config.
-        columns: Names of the columns that hold patches.
-        statistics: What statistics.json has of the config, by split.
-    """
-
-    name: str
-    revision: str | None
-    manifest_sha256: str
-    synthetic: str
-    config: str
-    columns: tuple[str, ...]
-    statistics: Mapping[str, Any]
-
-    @property
-    def bands(self) -> dict[str, Any]:
-        """Statistics of every band of the training split, by column."""
-        return {column: self.statistics["train"]["bands"][column] for column in self.columns}
-
-
-def open_repository(name: str, revision: str | None, config: str | None, sensors: str | None) -> Repository:
+def open_repository(name: str, revision: str | None, config: str | None, sensors: str | None) -> tuple[Facts, Bands]:
     """Finds out what a repository holds, before anything large is downloaded.
 
+    Returns:
+        What metrics.json says about it, and the statistics of the bands to train on.
+
     Raises:
-        TrainingError: It is not there, lacks what is asked for, or its values have other units than expected.
+        OSError: It is not there, or not one that build.py made.
+        TrainingError: It lacks what is asked for, or its values have other units than expected.
     """
-    is_folder = Path(name).is_dir()
-    if not is_folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise TrainingError(f"{name}: no such folder; give one that build.py made, or ORG/NAME on the Hub")
-    if is_folder and revision:
+    folder, is_local = Path(name), Path(name, "manifest.json").exists()
+    if not is_local and (folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+        raise TrainingError(f"{name}: give a folder that build.py made, with a manifest.json, or ORG/NAME on the Hub")
+    if is_local and revision:
         raise TrainingError(f"{name} is a folder; --revision is for repositories on the Hub")
-    manifest = _fetch(name, "manifest.json", revision)
-    commit = None if is_folder else manifest.parent.name  # the Hub's cache has a folder for every commit
-    statistics = json.loads(_fetch(name, "statistics.json", commit).read_bytes())["configs"]
-    sources = json.loads(manifest.read_bytes())["sources"].values()
+    if not is_local:
+        files = ["manifest.json", "statistics.json"]
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=files))
+    manifest = folder.joinpath("manifest.json").read_bytes()
+    sources = json.loads(manifest)["sources"].values()
+    configs = json.loads(folder.joinpath("statistics.json").read_bytes())["configs"]
 
-    config = config or ("rgb" if sensors == "rgb" or "all" not in statistics else "all")
-    if config not in statistics:
-        raise TrainingError(f"{name}: no config '{config}'; there are {', '.join(statistics)}")
-    if missing := [split for split in ("train", "test") if split not in statistics[config]]:
-        raise TrainingError(f"{name}: config '{config}' has no split '{missing[0]}'; training needs train and test")
-    bands = statistics[config]["train"]["bands"]
-    columns = SENSORS[sensors or ("rgb" if "image" in bands else "both")]
-    if missing := [column for column in columns if column not in bands]:
-        raise TrainingError(f"{name}: config '{config}' has no column '{missing[0]}'; choose another --config")
-    repository = Repository(
-        name=str(Path(name).resolve()) if is_folder else name,
-        revision=commit,
-        manifest_sha256=hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        synthetic=" ".join(sorted({source["synthetic"] for source in sources} - {""})),
-        config=config,
-        columns=columns,
-        statistics=statistics[config],
-    )
-    _check_units(repository)
-    return repository
-
-
-def _fetch(name: str, file: str, revision: str | None) -> Path:
-    """A file of the repository, downloaded if it is on the Hub."""
-    if not Path(name).is_dir():
-        return Path(huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=revision))
-    if not Path(name, file).exists():
-        raise TrainingError(f"{name}: no {file}; give a folder that build.py made")
-    return Path(name, file)
-
-
-def _check_units(repository: Repository) -> None:
-    medians = {
-        column: np.array([band["percentiles"]["50"] for band in bands]) for column, bands in repository.bands.items()
+    config = config or ("rgb" if sensors == "rgb" or "all" not in configs else "all")
+    _require([config], configs, f"{name} has no config")
+    _require(["train", "test"], configs[config], f"{name}: config '{config}' has no split")
+    train = configs[config]["train"]
+    columns = SENSORS[sensors or ("rgb" if "image" in train["bands"] else "both")]
+    _require(columns, train["bands"], f"{name}: config '{config}' has no column")
+    bands = {column: train["bands"][column] for column in columns}
+    _check_units(name, bands)
+    facts = {
+        "name": str(folder.resolve()) if is_local else name,
+        "revision": None if is_local else folder.name,  # the commit: the Hub's cache has a folder for each
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),  # manifest.json has that of every file
+        "synthetic": " ".join(sorted({source["synthetic"] for source in sources} - {""})),
+        "config": config,
+        "columns": columns,
+        "classes": [*train["patches_per_class"]],
     }
-    if "sentinel2" in medians and medians["sentinel2"].max() > 2:  # the greatest of all official values is 2.8
+    return facts, bands
+
+
+def _require(wanted: Sequence[str], present: Sequence[str], complaint: str) -> None:
+    for name in wanted:
+        if name not in present:
+            raise TrainingError(f"{complaint} '{name}', which is needed here; it has {', '.join(present) or 'none'}")
+
+
+def _check_units(name: str, bands: Bands) -> None:
+    medians = {column: [band["percentiles"]["50"] for band in bands[column]] for column in bands}
+    if max(medians.get("sentinel2", [0])) > 2:  # the greatest of all official values is 2.8
         raise TrainingError(
-            f"{repository.name}: sentinel2 has medians up to {medians['sentinel2'].max():g}: digital numbers, where "
-            "reflectance is expected, about 0 to 1; divide the source by 10,000 and build the repository anew"
+            f"{name}: sentinel2 has medians up to {max(medians['sentinel2']):g}: digital numbers, where reflectance is "
+            "expected, about 0 to 1; divide the source by 10,000 and build the repository anew"
         )
-    if "sentinel1" in medians and medians["sentinel1"][INTENSITIES].min() < 0:
+    if min(medians.get("sentinel1", [0] * 8)[INTENSITIES]) < 0:
         raise TrainingError(
-            f"{repository.name}: sentinel1 has negative intensities: decibels, where linear ones are expected; "
-            "build the repository from the official files"
+            f"{name}: sentinel1 has negative intensities: decibels, where linear ones are expected; build the "
+            "repository from the official files"
         )
 
 
+@dataclass
 class Split:
-    """Some rows of `Patches`, in batches. Counts the rows given and the seconds that it took to get them."""
+    """Some rows of patches, in batches."""
 
-    def __init__(self, patches: Patches, labels: Array, rows: Array) -> None:
-        """Takes these rows of patches; `labels` are those of all patches."""
-        self.patches, self.rows, self.labels = patches, rows, labels[rows]
-        self.given, self.waited = 0, 0.0
+    patches: Patches
+    rows: Array  # indices of patches
+    labels: Array  # of these rows
+    given: int = 0  # rows so far
+    waited: float = 0.0  # seconds that it took to get them
 
     def batches(self, size: int, title: str, order: Array | None = None) -> Iterator[Batch]:
         """Gives batches in order, or in the `order` of these positions, behind a progress bar."""
@@ -295,135 +267,115 @@ class Split:
             yield batch
 
 
-def load_splits(repository: Repository, limit: int | None = None, seed: int = 0) -> dict[str, Split]:
+def load_splits(facts: Facts, limit: int | None, seed: int) -> Splits:
     """Loads train, validation and test.
 
     Args:
-        repository: What to load.
+        facts: What to load, from `open_repository`.
         limit: At most so many rows of each split, drawn at random; None for all.
         seed: Of the draw. Where there is no validation split, a tenth of train is drawn too and takes its place.
 
     Raises:
         TrainingError: `datasets` can't load it, or there is too little of it.
     """
+    name, config, columns = facts["name"], facts["config"], facts["columns"]
     try:
-        loaded = datasets.load_dataset(repository.name, repository.config, revision=repository.revision)
+        loaded = datasets.load_dataset(name, config, revision=facts["revision"])
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{repository.name}: datasets can't load config '{repository.config}': {error}") from error
+        raise TrainingError(f"{name}: datasets can't load config '{config}': {error}") from error
     random = np.random.default_rng(seed)
     splits = {}
-    for name in ("test", "validation", "train"):
-        if name not in loaded:
-            continue
-        dataset, rows = loaded[name], np.arange(len(loaded[name]))
+    for split, dataset in loaded.items():
+        rows = np.arange(len(dataset))
         if limit and limit < len(rows):
             rows = np.sort(random.choice(rows, limit, replace=False))
-            if "image" in repository.columns:  # no others need decoding
+            if "image" in columns:  # decode no others
                 dataset, rows = dataset.select(rows), np.arange(limit)
-        patches, labels = Patches(dataset, [*repository.columns, "label"]), Patches(dataset, ["label"])[:]["label"]
-        if name == "train" and "validation" not in loaded:
+        patches, labels = Patches(dataset, [*columns, "label"]), Patches(dataset, ["label"])[:]["label"]
+        if split == "train" and "validation" not in loaded:
             drawn = random.permutation(len(rows)) < len(rows) / 10
-            splits["validation"], rows = Split(patches, labels, rows[drawn]), rows[~drawn]
-        splits[name] = Split(patches, labels, rows)
+            splits["validation"], rows = Split(patches, rows[drawn], labels[rows[drawn]]), rows[~drawn]
+        splits[split] = Split(patches, rows, labels[rows])
     if len(np.unique(splits["train"].labels)) < 2:
-        raise TrainingError(f"{repository.name}: too few patches to train on, all of one class; raise --limit")
+        raise TrainingError(f"{name}: too few patches to train on, all of one class; raise --limit")
     return splits
-
-
-# ┌──────────┐
-# │  Inputs  │
-# └──────────┘
-
-
-class Inputs:
-    """Turns a batch into what a model takes: all bands, Sentinel-1 first, as numbers around 0. No-data becomes 0.
-
-    Sentinel-2 and images are standardised as nearly all work does, with mean and deviation of the training split.
-    Sentinel-1 is clipped, since a few reflectors are a thousand times the median and would rule mean and deviation; its
-    intensities are in decibels, since speckle multiplies: in decibels it is as strong in dark places as in bright ones.
-    """
-
-    def __init__(self, bands: Mapping[str, Any], library: Any = np, place: Callable[[Array], Any] = np.asarray) -> None:
-        """Makes the constants.
-
-        Args:
-            bands: Statistics of the bands by column, as statistics.json has them.
-            library: numpy or torch: what batches are made of.
-            place: Makes an array or tensor of an array, where the batches are.
-        """
-        self.bands = sum(map(len, bands.values()))
-        self._library, self._constants = library, {}
-        for column, of_column in bands.items():
-            constants = _sentinel1(of_column) if column == "sentinel1" else _standard(of_column)
-            self._constants[column] = [place(each.astype(np.float32)) for each in constants]
-
-    def __call__(self, batch: Batch) -> Any:
-        """Gives an array or tensor of float32, shape (rows, lines, columns, bands)."""
-        parts = []
-        for column, (low, high, centre, scale) in self._constants.items():
-            values = batch[column]
-            if column == "sentinel1":
-                values = self._library.clip(values, low, high)
-                values[..., INTENSITIES] = 10 * self._library.log10(values[..., INTENSITIES])
-            parts.append((values - centre) / scale)
-        values = self._library.concatenate(parts, -1)
-        return self._library.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _standard(bands: Sequence[Any]) -> tuple[Array, Array, Array, Array]:
-    mean, std, low, high = (np.array([band[key] for band in bands]) for key in ("mean", "std", "min", "max"))
-    return low, high, mean, np.where(std > 0, std, 1)
-
-
-def _sentinel1(bands: Sequence[Any]) -> tuple[Array, Array, Array, Array]:
-    """Limits in the source's units; centre and scale, in dB for intensities, such that values lie between -2 and 2."""
-    limits = np.array([[band["percentiles"][key] for band in bands] for key in ("0.1", "99.9")])
-    limits[:, INTENSITIES] = limits[:, INTENSITIES].clip(1e-6)  # -60 dB, far below the noise of the sensor
-    (low, high), scaled = limits, limits.copy()
-    scaled[:, INTENSITIES] = 10 * np.log10(scaled[:, INTENSITIES])
-    scale = (scaled[1] - scaled[0]) / 4
-    return low, high, scaled.mean(0), np.where(scale > 0, scale, 1)
 
 
 # ┌──────────┐
 # │  Models  │
 # └──────────┘
-# Each is fitted to train; what there is to choose is chosen on validation. It is written to the folder `output`, and
-# its predictions are returned with what was chosen.
 
 
-def fit_statistics(
-    options: argparse.Namespace, bands: Facts, splits: Mapping[str, Split], facts: Facts
-) -> tuple[Predict, Facts]:
+def scaling(bands: Bands) -> dict[str, Array]:
+    """Makes the constants of `inputs`, shape (4, bands), float32, by column: low, high, centre and scale.
+
+    Sentinel-2 and images get mean and standard deviation of the training split, as nearly all work does. Sentinel-1 is
+    clipped at percentiles, since a few reflectors are a thousand times the median and would rule mean and deviation.
+    Its intensities are taken in dB, since speckle multiplies: in dB it is as strong in dark places as in bright ones.
+    """
+    constants = {}
+    for column in bands:
+        mean, std = (np.array([band[key] for band in bands[column]]) for key in ("mean", "std"))
+        limits = np.full((2, len(mean)), np.nan)  # nothing else is clipped
+        if column == "sentinel1":
+            limits = np.array([[band["percentiles"][key] for band in bands[column]] for key in ("0.1", "99.9")])
+            limits[:, INTENSITIES] = limits[:, INTENSITIES].clip(1e-6)  # -60 dB, far below the noise of the sensor
+            low, high = _in_decibels(limits.copy(), np)
+            mean, std = (low + high) / 2, (high - low) / 4  # limits become -2 and 2
+        constants[column] = np.stack([*limits, mean, np.where(std > 0, std, 1)]).astype(np.float32)
+    return constants
+
+
+def inputs(batch: Batch, constants: Mapping[str, Any], library: Any = np) -> Any:
+    """Turns a batch into what a model takes: all bands, Sentinel-1 first, as numbers around 0. No-data becomes 0.
+
+    Args:
+        batch: Arrays or tensors by column, shape (rows, 32, 32, bands).
+        constants: What `scaling` gives, as arrays or tensors.
+        library: numpy or torch: what both are made of.
+
+    Returns:
+        An array or tensor of float32, shape (rows, 32, 32, bands of all columns).
+    """
+    parts = []
+    for column, (low, high, centre, scale) in constants.items():
+        values = batch[column]
+        if column == "sentinel1":
+            values = _in_decibels(library.clip(values, low, high), library)
+        parts.append((values - centre) / scale)
+    return library.nan_to_num(library.concatenate(parts, -1), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _in_decibels(sentinel1: Any, library: Any) -> Any:
+    """Sentinel-1 with its intensities, linear before, in dB. Changes the array or tensor."""
+    sentinel1[..., INTENSITIES] = 10 * library.log10(sentinel1[..., INTENSITIES])
+    return sentinel1
+
+
+def fit_statistics(options: argparse.Namespace, splits: Splits, bands: Bands, facts: Facts) -> tuple[Predict, Facts]:
     """Fits the baseline: a linear classifier on every band's mean, standard deviation, least and greatest value."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    inputs = Inputs(bands)
+    constants = scaling(bands)
 
     def features(split: Split) -> Array:
         rows = []
         for batch in split.batches(options.batch_size, "statistics of patches"):
-            values = inputs(batch)
+            values = inputs(batch, constants)
             rows.append(np.concatenate([getattr(values, name)((1, 2)) for name in ("mean", "std", "min", "max")], 1))
         return np.concatenate(rows)
 
-    train, validation = features(splits["train"]), features(splits["validation"])
-    best: Any = None
-    chosen: dict[str, float] = {"validation_accuracy": -1}
-    for strength in (0.01, 0.1, 1.0):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-        model.fit(train, splits["train"].labels)
-        accuracy = float((model.predict(validation) == splits["validation"].labels).mean())
-        print(f"C {strength:>4g}: validation accuracy {accuracy:.1%}")
-        if accuracy > chosen["validation_accuracy"]:
-            best, chosen = model, {"C": strength, "validation_accuracy": accuracy}
-    scaler, linear = best[0], best[1]
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    model.fit(features(splits["train"]), splits["train"].labels)
+    accuracy = float(model.score(features(splits["validation"]), splits["validation"].labels))
+    print(f"validation accuracy {accuracy:.1%}")
+    scaler, linear = model
     weights = {"mean": scaler.mean_, "scale": scaler.scale_, "coefficients": linear.coef_, "offsets": linear.intercept_}
-    kept = json.dumps({"bands": bands, "facts": facts, "chosen": chosen})
-    np.savez(options.output / "model.npz", classes=linear.classes_, about=np.array(kept), **weights)
-    return (lambda split: np.asarray(best.predict(features(split)))), chosen
+    about = json.dumps({"bands": bands, "facts": facts})
+    np.savez(options.output / "model.npz", classes=linear.classes_, about=about, **weights)
+    return (lambda split: np.asarray(model.predict(features(split)))), {"validation_accuracy": accuracy}
 
 
 def network(bands: int, classes: int) -> Any:
@@ -437,17 +389,16 @@ def network(bands: int, classes: int) -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(bands, classes))
 
 
-def fit_cnn(
-    options: argparse.Namespace, bands: Facts, splits: Mapping[str, Split], facts: Facts
-) -> tuple[Predict, Facts]:
+def fit_cnn(options: argparse.Namespace, splits: Splits, bands: Bands, facts: Facts) -> tuple[Predict, Facts]:
     """Trains the network; the one after the best epoch so far on validation is always on the disk."""
     import torch
 
     torch.manual_seed(options.seed)
     random = np.random.default_rng(options.seed)
     device = _device(options.device)
-    inputs = Inputs(bands, torch, lambda array: torch.from_numpy(array).to(device))
-    model = network(inputs.bands, len(LCZ_CODES)).to(device, memory_format=torch.channels_last)
+    constants = {name: torch.from_numpy(values).to(device) for name, values in scaling(bands).items()}
+    model = network(sum(map(len, bands.values())), len(facts["classes"]))
+    model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = options.epochs * math.ceil(len(splits["train"].rows) / options.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
@@ -455,7 +406,7 @@ def fit_cnn(
     def batches(split: Split, title: str, order: Array | None = None) -> Iterator[tuple[Any, Any]]:
         for batch in split.batches(options.batch_size, title, order):
             tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
-            yield inputs(tensors).permute(0, 3, 1, 2), tensors["label"]
+            yield inputs(tensors, constants, torch).permute(0, 3, 1, 2), tensors["label"]
 
     def train_once(title: str) -> float:
         model.train()
@@ -475,7 +426,7 @@ def fit_cnn(
         with torch.inference_mode():
             return np.concatenate([model(x).argmax(1).cpu().numpy() for x, _ in batches(split, "measuring")])
 
-    path, chosen = options.output / "model.pt", {"validation_accuracy": -1.0}
+    path, chosen = options.output / "model.pt", {"epoch": 0.0, "validation_accuracy": -1.0}
     for epoch in range(1, options.epochs + 1):
         loss = train_once(f"epoch {epoch}")
         accuracy = float((predict(splits["validation"]) == splits["validation"].labels).mean())
@@ -525,11 +476,10 @@ def measure(labels: Array, predicted: Array, names: Sequence[str], seed: int = 0
     """
     from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score
 
-    classes = np.arange(len(names))
+    classes, hits = np.arange(len(names)), labels == predicted
     confusion = confusion_matrix(labels, predicted, labels=classes)
-    f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=np.nan)
     occurring = confusion.sum(1) > 0
-    hits = labels == predicted
+    f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=np.nan)
     random = np.random.default_rng(seed)
     accuracies = [random.choice(hits, len(hits)).mean() for _ in range(1000)]
     is_one_class = len(np.union1d(labels, predicted)) == 1
@@ -558,22 +508,20 @@ def describe(measured: Facts) -> str:
     for index, (name, row) in enumerate(zip(names, measured["confusion"])):
         f1 = "-" if measured["f1"][name] is None else f"{measured['f1'][name]:.2f}"
         wrong, other = max((patches, other) for other, patches in enumerate(row) if other != index)
-        mistaken = f"{names[other]} ({wrong:,})" if wrong else "no other"
-        lines.append(f"{LCZ_CODES[index]:>3}  {name:<22}{sum(row):>7,}{f1:>7}  {mistaken if sum(row) else '-'}")
+        mistaken = f"{names[other]} ({wrong:,})" if wrong else "no other" if sum(row) else "-"
+        lines.append(f"{LCZ_CODES[index]:>3}  {name:<22}{sum(row):>7,}{f1:>7}  {mistaken}")
     return "\n".join(lines)
 
 
 def draw_confusion(measured: Facts, title: str, path: Path) -> None:
     """Draws the confusion matrix: of the test patches of each class, the share in percent taken for each class."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     patches = np.array(measured["confusion"])
     percent = 100 * patches / patches.sum(1, keepdims=True).clip(1)
     names = [f"{name} ({n:,})  {code}" for name, n, code in zip(measured["f1"], patches.sum(1), LCZ_CODES)]
-    figure, axes = pyplot.subplots(figsize=(9, 8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 8), dpi=120, layout="constrained")
+    axes = figure.subplots()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for line, column in np.argwhere(patches > 0):
         colour = "white" if percent[line, column] > 50 else "black"
@@ -584,7 +532,6 @@ def draw_confusion(measured: Facts, title: str, path: Path) -> None:
     axes.set_ylabel("true class (its test patches) and LCZ")
     axes.set_title(title, fontsize=11)
     figure.savefig(path, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 # ┌───────────────┐
@@ -639,41 +586,38 @@ def _positive(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    repository = open_repository(options.name, options.revision, options.config, options.sensors)
+    facts, bands = open_repository(options.name, options.revision, options.config, options.sensors)
     options.output.mkdir(parents=True, exist_ok=True)
-    splits = load_splits(repository, options.limit, options.seed)
+    splits = load_splits(facts, options.limit, options.seed)
     for name in ("model.pt", "model.npz", "metrics.json", "confusion.png"):
         options.output.joinpath(name).unlink(missing_ok=True)  # of another run
-    validation = "its own split" if "validation" in repository.statistics else "a tenth of train, drawn by the seed"
-    facts = {
-        **{name: getattr(repository, name) for name in ("name", "revision", "manifest_sha256", "synthetic", "config")},
+    is_drawn = splits["validation"].patches is splits["train"].patches
+    facts |= {
         **{name: getattr(options, name) for name in ("model", "seed", "limit", "batch_size")},
-        "columns": list(repository.columns),
-        "rows": {name: len(split.rows) for name, split in splits.items()},
-        "validation": validation,
+        "rows": {name: len(splits[name].rows) for name in ("train", "validation", "test")},
+        "validation": "a tenth of train, drawn by the seed" if is_drawn else "its own split",
     }
-    warning = "\nSYNTHETIC DATA: these figures say nothing about So2Sat" if repository.synthetic else ""
-    print(f"{repository.name}, config {repository.config}: {', '.join(repository.columns)}")
-    counts = ", ".join(f"{name} {len(splits[name].rows):,}" for name in ("train", "validation", "test"))
-    print(f"patches: {counts}; validation is {validation}{warning}")
+    warning = "\nSYNTHETIC DATA: these figures say nothing about So2Sat" if facts["synthetic"] else ""
+    columns = ", ".join(facts["columns"])
+    print(f"{facts['name']}, config {facts['config']}: {columns}")
+    counts = ", ".join(f"{name} {rows:,}" for name, rows in facts["rows"].items())
+    print(f"patches: {counts}; validation is {facts['validation']}{warning}")
 
     began = time.perf_counter()
-    predict, chosen = MODELS[options.model](options, repository.bands, splits, facts)
+    predict, chosen = MODELS[options.model](options, splits, bands, facts)
     seconds = time.perf_counter() - began
     timing = {
         "seconds": seconds,
         "rows_per_second": sum(split.given for split in splits.values()) / seconds,
         "waiting_for_data": sum(split.waited for split in splits.values()) / seconds,
     }
-    test, names = splits["test"], [*repository.statistics["train"]["patches_per_class"]]
-    measured = measure(test.labels, predict(test), names, options.seed)
-    what = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != "validation_accuracy")
-    print(f"\nthe model that was best on validation ({what}), measured once, on test:\n\n{describe(measured)}\n")
+    measured = measure(splits["test"].labels, predict(splits["test"]), facts["classes"], options.seed)
+    which = f"the model of epoch {chosen['epoch']}, the best on validation" if "epoch" in chosen else "the model"
+    print(f"\n{which}, measured once, on test:\n\n{describe(measured)}\n")
 
-    right = f"{measured['overall_accuracy']:.1%} of the test patches right"
-    title = f"{options.model} on {', '.join(repository.columns)}: {right}"
-    draw_confusion(measured, f"{title}{warning}", options.output / "confusion.png")
-    packages = ["datasets", "numpy", "scikit-learn", *(["torch"] if options.model == "cnn" else [])]
+    title = f"{options.model} on {columns}: {measured['overall_accuracy']:.1%} of the test patches right{warning}"
+    draw_confusion(measured, title, options.output / "confusion.png")
+    packages = ["datasets", "numpy", "scikit-learn", *["torch"] * (options.model == "cnn")]
     versions = {name: importlib.metadata.version(name) for name in packages}
     report = {**facts, "chosen": chosen, "test": measured, "timing": timing, "versions": versions}
     options.output.joinpath("metrics.json").write_text(json.dumps(report, indent=1) + "\n")

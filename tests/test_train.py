@@ -24,20 +24,25 @@ import build
 import hub
 import so2sat
 import train
-from conftest import Arrays, write_source
+from conftest import Arrays, contents, write_source
 
 CODE = Path(train.__file__).read_text()
 ROWS = 300  # of the training split of `repository`
 
 
+# ┌───────────┐
+# │  Patches  │
+# └───────────┘
+
+
 @pytest.fixture(scope="module")
-def arrays(repository: Path) -> datasets.Dataset:
+def dataset(repository: Path) -> datasets.Dataset:
     return datasets.load_dataset(str(repository), "all", split="train")
 
 
 @pytest.fixture(scope="module")
-def patches(arrays: datasets.Dataset) -> train.Patches:
-    return train.Patches(arrays, ["sentinel1", "sentinel2", "label"])
+def patches(dataset: datasets.Dataset) -> train.Patches:
+    return train.Patches(dataset, ["sentinel1", "sentinel2", "label"])
 
 
 @pytest.fixture(scope="module")
@@ -51,32 +56,27 @@ def expected(source_arrays: dict[str, Arrays]) -> Arrays:
     }
 
 
-# ┌───────────┐
-# │  Patches  │
-# └───────────┘
+def shortened(indices: object) -> str:
+    return str(indices)[:20]
 
 
-@pytest.mark.parametrize(
-    "indices",
-    [
-        0,
-        -1,
-        np.int64(150),
-        slice(None),
-        slice(120, 140),
-        slice(-3, None),
-        slice(250, 10, -7),
-        slice(5, 5),
-        [299, 0, 128, 0],
-        [-1, -300],
-        [],
-        np.array([200, 3], np.uint16),
-        np.arange(ROWS) % 3 == 0,
-        (np.arange(ROWS) == 7).tolist(),
-        np.zeros(ROWS, bool),
-    ],
-    ids=lambda indices: str(indices)[:20],
-)
+INDICES = [
+    -1,
+    np.int64(150),
+    slice(120, 140),
+    slice(250, 10, -7),
+    slice(5, 5),
+    [299, 0, 128, 0],
+    [-1, -300],
+    [],
+    np.array([200, 3], np.uint16),
+    np.arange(ROWS) % 3 == 0,
+    (np.arange(ROWS) == 7).tolist(),
+    np.zeros(ROWS, bool),
+]
+
+
+@pytest.mark.parametrize("indices", INDICES, ids=shortened)
 def test_indices_mean_what_they_mean_to_numpy(indices: Any, patches: train.Patches, expected: Arrays) -> None:
     found = patches[indices]
     assert [*found] == [*expected]
@@ -84,39 +84,32 @@ def test_indices_mean_what_they_mean_to_numpy(indices: Any, patches: train.Patch
         np.testing.assert_array_equal(found[name], values[indices], strict=True)
 
 
-def test_any_index_means_what_it_means_to_numpy(patches: train.Patches, expected: Arrays) -> None:
-    masks = st_numpy.arrays(bool, ROWS)
-    any_index = (
-        st_numpy.basic_indices((ROWS,))
-        | st_numpy.integer_array_indices((ROWS,), result_shape=st_numpy.array_shapes(max_dims=1))
-        | masks
-    )
-
-    @given(any_index)
-    def check(index: Any) -> None:
-        np.testing.assert_array_equal(patches[index]["label"], expected["label"][index])
-
-    check()
-
-
-@pytest.mark.parametrize(
-    "indices",
-    [
-        ROWS,
-        -ROWS - 1,
-        [0, ROWS],
-        1.5,
-        np.array([0.0, 1.0]),
-        "label",
-        None,
-        True,
-        np.arange(4).reshape(2, 2),
-        (1, 2),
-        [True, False],
-        np.ones(ROWS + 1, bool),
-    ],
-    ids=lambda indices: str(indices)[:20],
+@given(
+    index=st_numpy.basic_indices((ROWS,))
+    | st_numpy.integer_array_indices((ROWS,), result_shape=st_numpy.array_shapes(max_dims=1))
+    | st_numpy.arrays(bool, ROWS)
 )
+def test_any_index_means_what_it_means_to_numpy(index: Any, patches: train.Patches, expected: Arrays) -> None:
+    np.testing.assert_array_equal(patches[index]["label"], expected["label"][index])
+
+
+NO_INDICES = [
+    ROWS,
+    -ROWS - 1,
+    [0, ROWS],
+    1.5,
+    np.array([0.0, 1.0]),
+    "label",
+    None,
+    True,
+    np.arange(4).reshape(2, 2),
+    (1, 2),
+    [True, False],
+    np.ones(ROWS + 1, bool),
+]
+
+
+@pytest.mark.parametrize("indices", NO_INDICES, ids=shortened)
 def test_other_indices_are_errors(indices: Any, patches: train.Patches) -> None:
     with pytest.raises(IndexError):
         patches[indices]
@@ -124,26 +117,24 @@ def test_other_indices_are_errors(indices: Any, patches: train.Patches) -> None:
 
 def test_a_batch_belongs_to_its_taker(patches: train.Patches, expected: Arrays) -> None:
     for indices in (3, [3, 4], slice(3, 5)):
-        for values in patches[indices].values():
-            if np.ndim(values):
-                values[...] = 0
+        for name in ("sentinel1", "sentinel2"):
+            patches[indices][name][...] = 0
     np.testing.assert_array_equal(patches[3]["sentinel1"], expected["sentinel1"][3])
 
 
-def test_selected_and_shuffled_datasets_keep_their_order(arrays: datasets.Dataset, expected: Arrays) -> None:
+def test_selected_and_shuffled_datasets_keep_their_order(dataset: datasets.Dataset, expected: Arrays) -> None:
     order = np.random.default_rng(0).permutation(ROWS)[:200]
-    selected = train.Patches(arrays.select(order), ["label", "sentinel2"])
+    selected = train.Patches(dataset.select(order), ["label", "sentinel2"])
     assert len(selected) == 200
     np.testing.assert_array_equal(selected[:]["sentinel2"], expected["sentinel2"][order])
 
 
 def test_images_are_decoded_as_pillow_decodes_them(repository: Path) -> None:
     rgb = datasets.load_dataset(str(repository), "rgb", split="validation")
-    images = train.Patches(rgb, ["image", "label"])[::-1]
-    assert images["image"].dtype == np.uint8
-    for found, row in zip(
-        images["image"], rgb.cast_column("image", datasets.Image(decode=False)).select(range(70)[::-1])
-    ):
+    images = train.Patches(rgb, ["image", "label"])[::-1]["image"]
+    assert images.dtype == np.uint8
+    rows = rgb.cast_column("image", datasets.Image(decode=False)).select(range(70)[::-1])
+    for found, row in zip(images, rows, strict=True):
         np.testing.assert_array_equal(found, np.asarray(PIL.Image.open(io.BytesIO(row["image"]["bytes"]))))
 
 
@@ -152,8 +143,14 @@ def test_images_are_decoded_as_pillow_decodes_them(repository: Path) -> None:
 # └──────────────────────────────┘
 
 
-def opened(repository: Path, config: str | None = None, sensors: str | None = None) -> train.Repository:
+def opened(repository: Path, config: str | None = None, sensors: str | None = None) -> tuple[train.Facts, train.Bands]:
     return train.open_repository(str(repository), None, config, sensors)
+
+
+def loaded(
+    repository: Path, config: str | None = None, sensors: str | None = None, limit: int | None = None, seed: int = 0
+) -> train.Splits:
+    return train.load_splits(opened(repository, config, sensors)[0], limit, seed)
 
 
 @pytest.mark.parametrize(
@@ -169,12 +166,13 @@ def opened(repository: Path, config: str | None = None, sensors: str | None = No
 def test_config_and_sensors_follow_from_each_other(
     config: str | None, sensors: str | None, found: tuple[str, tuple[str, ...]], full_repository: Path
 ) -> None:
-    repository = opened(full_repository, config, sensors)
-    assert (repository.config, repository.columns) == found
+    facts, bands = opened(full_repository, config, sensors)
+    assert (facts["config"], facts["columns"]) == found
+    assert tuple(bands) == found[1]
 
 
 def test_the_splits_are_those_of_the_repository(full_repository: Path) -> None:
-    splits = train.load_splits(opened(full_repository))
+    splits = loaded(full_repository)
     assert {name: len(split.rows) for name, split in splits.items()} == {"train": 40, "validation": 20, "test": 17}
     assert splits["train"].patches is not splits["validation"].patches
 
@@ -182,7 +180,7 @@ def test_the_splits_are_those_of_the_repository(full_repository: Path) -> None:
 @pytest.mark.parametrize("limit", [None, 15])
 def test_without_a_validation_split_a_tenth_of_train_takes_its_place(limit: int | None, full_repository: Path) -> None:
     def drawn(seed: int) -> dict[str, list[int]]:
-        splits = train.load_splits(opened(full_repository, "rgb_block"), limit, seed)
+        splits = loaded(full_repository, "rgb_block", limit=limit, seed=seed)
         assert splits["train"].patches is splits["validation"].patches
         return {name: splits[name].rows.tolist() for name in ("train", "validation")}
 
@@ -195,38 +193,28 @@ def test_without_a_validation_split_a_tenth_of_train_takes_its_place(limit: int 
 
 @pytest.mark.parametrize("sensors", ["sentinel2", "rgb"])
 def test_a_limit_draws_rows_of_every_split(sensors: str, full_repository: Path) -> None:
-    repository = opened(full_repository, sensors=sensors)
-    some, others, everything = (train.load_splits(repository, *how) for how in ((18, 0), (18, 1), ()))
-    for name in ("train", "validation", "test"):
-        assert len(some[name].rows) == min(18, len(everything[name].rows))
+    everything = loaded(full_repository, sensors=sensors)
+    some, others = (loaded(full_repository, sensors=sensors, limit=18, seed=seed) for seed in (0, 1))
+    for name, rows in (("train", 18), ("validation", 18), ("test", 17)):
+        assert len(some[name].rows) == rows
         counts = (np.bincount(split[name].labels, minlength=17) for split in (some, everything))
         assert (np.subtract(*counts) <= 0).all()
-    taken = [next(split["train"].batches(64, ""))[repository.columns[0]] for split in (some, others)]
-    assert (taken[0] != taken[1]).any()
+    column = opened(full_repository, sensors=sensors)[0]["columns"][0]
+    first, second = (next(splits["train"].batches(64, ""))[column] for splits in (some, others))
+    assert (first != second).any()
 
 
-def test_a_split_gives_each_row_once_with_its_label(repository: Path, source_arrays: dict[str, Arrays]) -> None:
-    split = train.load_splits(opened(repository, "rgb"))["train"]
+def test_a_split_gives_each_row_once_with_its_label(repository: Path, expected: Arrays) -> None:
+    split = loaded(repository, "rgb")["train"]
     order = np.random.default_rng(0).permutation(ROWS)
     labels = np.concatenate([batch["label"] for batch in split.batches(64, "", order)])
-    np.testing.assert_array_equal(labels, source_arrays["train"]["label"].argmax(1)[order])
+    np.testing.assert_array_equal(labels, expected["label"][order])
     assert split.given == ROWS
     assert split.waited > 0
 
 
-def built_of(folder: Path, change: Callable[[Arrays], None], source: Path, **names: str) -> Path:
-    """A repository of a sample's values after a change."""
-    for split, name in (names or {"train": "training.h5", "test": "testing.h5"}).items():
-        with so2sat.open_source(str(source / so2sat.SOURCE_FILES[split])) as opened_source:
-            content = {key: array[:].astype("f8") for key, array in opened_source.arrays.items()}
-        change(content)
-        write_source(folder / "data" / name, content)
-    build.build(str(folder / "data"), folder / "so2sat", ["all"])
-    return folder / "so2sat"
-
-
 def to_digital_numbers(content: Arrays) -> None:
-    content["sen2"] = content["sen2"] * 10_000
+    content["sen2"] *= 10_000
 
 
 def to_decibels(content: Arrays) -> None:
@@ -234,93 +222,92 @@ def to_decibels(content: Arrays) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sensors", "said"),
-    [(to_digital_numbers, "sentinel2", "digital numbers"), (to_decibels, "sentinel1", "decibels")],
+    ("change", "refused", "accepted"),
+    [(to_digital_numbers, "sentinel2", "sentinel1"), (to_decibels, "sentinel1", "sentinel2")],
 )
 def test_other_units_are_refused(
-    change: Callable[[Arrays], None], sensors: str, said: str, full_folder: Path, tmp_path: Path
+    change: Callable[[Arrays], None], refused: str, accepted: str, full_folder: Path, tmp_path: Path
 ) -> None:
-    folder = built_of(tmp_path, change, full_folder)
-    with pytest.raises(train.TrainingError, match=said):
-        opened(folder, sensors=sensors)
-    opened(folder, sensors=({"sentinel1", "sentinel2"} - {sensors}).pop())
+    for name in ("training.h5", "testing.h5"):
+        with so2sat.open_source(str(full_folder / name)) as source:
+            content = {key: array[:].astype("f8") for key, array in source.arrays.items()}
+        change(content)
+        write_source(tmp_path / "data" / name, content)
+    build.build(str(tmp_path / "data"), tmp_path / "so2sat", ["all"])
+    with pytest.raises(train.TrainingError, match=refused):
+        opened(tmp_path / "so2sat", sensors=refused)
+    opened(tmp_path / "so2sat", sensors=accepted)
 
 
 # ┌──────────┐
 # │  Inputs  │
 # └──────────┘
 
+Inputs = Callable[..., npt.NDArray[np.float32]]
+
 
 @pytest.fixture(scope="module")
-def sample(full_repository: Path) -> tuple[train.Repository, train.Batch]:
-    """A repository with the whole of its training split."""
-    repository = opened(full_repository)
-    return repository, train.load_splits(repository)["train"].patches[:]
+def batch(full_repository: Path) -> train.Batch:
+    """The whole of a training split."""
+    return loaded(full_repository)["train"].patches[:]
 
 
-def inputs(sample: tuple[train.Repository, train.Batch], **changed: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    repository, batch = sample
-    result = train.Inputs(repository.bands)({**batch, **changed})
-    assert isinstance(result, np.ndarray)
-    return result
+@pytest.fixture(scope="module")
+def inputs(full_repository: Path, batch: train.Batch) -> Inputs:
+    """Makes inputs of the batch, or of one with other columns."""
+    constants = train.scaling(opened(full_repository)[1])
+    return lambda **changed: np.asarray(train.inputs({**batch, **changed}, constants))
 
 
-def test_inputs_are_all_bands_with_sentinel1_first(sample: tuple[train.Repository, train.Batch]) -> None:
-    values = inputs(sample)
+def test_inputs_are_all_bands_with_sentinel1_first(batch: train.Batch, inputs: Inputs) -> None:
+    values = inputs()
     assert values.shape == (40, 32, 32, 18)
     assert values.dtype == np.float32
-    assert train.Inputs(sample[0].bands).bands == 18
-    other = sample[1]["sentinel2"][::-1]
-    assert (inputs(sample, sentinel2=other)[..., :8] == values[..., :8]).all()
-    assert (inputs(sample, sentinel2=other)[..., 8:] == values[::-1, ..., 8:]).all()
+    other = inputs(sentinel2=batch["sentinel2"][::-1])
+    np.testing.assert_array_equal(other[..., :8], values[..., :8])
+    np.testing.assert_array_equal(other[..., 8:], values[::-1, ..., 8:])
 
 
-def test_reflectance_has_mean_0_and_deviation_1_over_train(sample: tuple[train.Repository, train.Batch]) -> None:
-    values = inputs(sample)[..., 8:].astype("f8")
-    np.testing.assert_allclose(values.mean((0, 1, 2)), 0, atol=1e-4)
-    np.testing.assert_allclose(values.std((0, 1, 2)), 1, atol=1e-4)
-
-
-def test_images_have_mean_0_and_deviation_1_over_train(full_repository: Path) -> None:
-    repository = opened(full_repository, "rgb")
-    images = train.load_splits(repository)["train"].patches[:]
-    values = train.Inputs(repository.bands)(images)
+@pytest.mark.parametrize(("sensors", "tolerance"), [("sentinel2", 1e-4), ("rgb", 0.02)])  # JPEG changes a little
+def test_reflectance_and_images_have_mean_0_and_deviation_1_over_train(
+    sensors: str, tolerance: float, full_repository: Path
+) -> None:
+    everything = loaded(full_repository, sensors=sensors)["train"].patches[:]
+    values = train.inputs(everything, train.scaling(opened(full_repository, sensors=sensors)[1]))
     assert values.dtype == np.float32
-    np.testing.assert_allclose(values.mean((0, 1, 2), "f8"), 0, atol=0.02)  # measured before JPEG took its toll
-    np.testing.assert_allclose(values.std((0, 1, 2), dtype="f8"), 1, atol=0.02)
+    np.testing.assert_allclose(values.mean((0, 1, 2), "f8"), 0, atol=tolerance)
+    np.testing.assert_allclose(values.std((0, 1, 2), "f8"), 1, atol=tolerance)
 
 
-def test_sentinel1_stays_within_2_whatever_it_holds(sample: tuple[train.Repository, train.Batch]) -> None:
-    extreme = sample[1]["sentinel1"].copy()
+def test_sentinel1_stays_within_2_whatever_it_holds(batch: train.Batch, inputs: Inputs) -> None:
+    extreme = batch["sentinel1"].copy()
     extreme[0], extreme[1] = 1e30, -1e30
-    assert np.abs(inputs(sample, sentinel1=extreme)[..., :8]).max() <= 2.001
+    assert np.abs(inputs(sentinel1=extreme)[..., :8]).max() <= 2.001
 
 
-def test_intensities_are_in_decibels(sample: tuple[train.Repository, train.Batch]) -> None:
-    median = np.median(sample[1]["sentinel1"][..., 4:6], (0, 1, 2))
-    reflectance = sample[1]["sentinel2"][:1]
-    steps = [
-        inputs(sample, sentinel2=reflectance, sentinel1=np.full((1, 32, 32, 8), median.mean() * gain, "f4"))[0, 0, 0]
-        for gain in (1, 2, 4)
-    ]
-    doubled = np.diff(steps, axis=0)  # twice the power is the same step everywhere
-    np.testing.assert_allclose(doubled[0, 4:6], doubled[1, 4:6], rtol=1e-3)
-    assert (doubled[:, 4:6] > 0).all()
+def test_intensities_are_in_decibels(batch: train.Batch, inputs: Inputs) -> None:
+    median = np.median(batch["sentinel1"][..., 4:6])
+    once, twice, four_times = (
+        inputs(sentinel1=np.full_like(batch["sentinel1"], median * gain))[..., 4:6] for gain in (1, 2, 4)
+    )
+    assert (twice > once).all()
+    np.testing.assert_allclose(four_times - twice, twice - once, rtol=1e-3)  # a factor is the same step everywhere
 
 
-def test_what_is_no_number_becomes_0(sample: tuple[train.Repository, train.Batch]) -> None:
-    broken = {name: sample[1][name].copy() for name in ("sentinel1", "sentinel2")}
+def test_what_is_no_number_becomes_0(batch: train.Batch, inputs: Inputs) -> None:
+    broken = {name: batch[name].copy() for name in ("sentinel1", "sentinel2")}
     broken["sentinel1"][0], broken["sentinel2"][0], broken["sentinel2"][1] = np.nan, np.nan, np.inf
-    values = inputs(sample, **broken)
+    values = inputs(**broken)
     assert (values[0] == 0).all()
     assert (values[1, ..., 8:] == 0).all()
     assert np.isfinite(values).all()
 
 
-def test_a_batch_stays_as_it_was(sample: tuple[train.Repository, train.Batch]) -> None:
-    before = {name: values.copy() for name, values in sample[1].items()}
-    inputs(sample)
-    assert all((sample[1][name] == values).all() for name, values in before.items())
+def test_a_batch_stays_as_it_was(batch: train.Batch, inputs: Inputs) -> None:
+    before = {name: values.copy() for name, values in batch.items()}
+    inputs()
+    for name, values in before.items():
+        np.testing.assert_array_equal(batch[name], values)
 
 
 # ┌────────────────┐
@@ -372,8 +359,8 @@ def test_the_table_names_the_class_that_another_is_taken_for() -> None:
 # └───────────────┘
 
 
-def run(*arguments: object) -> int:
-    return train.main([*map(str, arguments)])
+def run(*arguments: object, model: str = "statistics") -> int:
+    return train.main([*map(str, arguments), "--model", model])
 
 
 def metrics(folder: Path) -> dict[str, Any]:
@@ -385,13 +372,13 @@ def metrics(folder: Path) -> dict[str, Any]:
 def test_the_baseline_is_trained_measured_and_drawn(
     full_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(full_repository, "--model", "statistics", "--seed", 3, "--output", tmp_path / "new" / "folder") == 0
     out = tmp_path / "new" / "folder"
+    assert run(full_repository, "--seed", 3, "--output", out) == 0
     assert {path.name for path in out.iterdir()} == {"metrics.json", "confusion.png", "model.npz"}
     found, text = metrics(out), capsys.readouterr().out
     assert found["rows"] == {"train": 40, "validation": 20, "test": 17}
     assert np.sum(found["test"]["confusion"]) == 17
-    assert [*found["test"]["f1"]] == [*so2sat.LABELS]
+    assert [*found["test"]["f1"]] == found["classes"] == [*so2sat.LABELS]
     assert (found["seed"], found["config"], found["revision"]) == (3, "all", None)
     assert found["timing"]["seconds"] > 0
     assert 0 <= found["timing"]["waiting_for_data"] <= 1
@@ -401,10 +388,20 @@ def test_the_baseline_is_trained_measured_and_drawn(
     assert PIL.Image.open(out / "confusion.png").format == "PNG"
 
 
+def test_the_weights_predict_again_what_was_measured(full_repository: Path, tmp_path: Path) -> None:
+    assert run(full_repository, "--output", tmp_path) == 0
+    kept = np.load(tmp_path / "model.npz")
+    test = loaded(full_repository)["test"]
+    values = train.inputs(test.patches[:], train.scaling(json.loads(str(kept["about"]))["bands"]))
+    features = np.concatenate([function(values, (1, 2)) for function in (np.mean, np.std, np.min, np.max)], axis=1)
+    logits = (features - kept["mean"]) / kept["scale"] @ kept["coefficients"].T + kept["offsets"]
+    predicted = kept["classes"][logits.argmax(1)]
+    assert (predicted == test.labels).mean() == pytest.approx(metrics(tmp_path)["test"]["overall_accuracy"])
+
+
 def test_the_same_seed_gives_the_same_figures(full_repository: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        arguments = ("--model", "statistics", "--config", "rgb_random", "--limit", 20, "--output", tmp_path / name)
-        assert run(full_repository, *arguments) == 0
+        assert run(full_repository, "--config", "rgb_random", "--limit", 20, "--output", tmp_path / name) == 0
     first, second = metrics(tmp_path / "first"), metrics(tmp_path / "second")
     assert first.pop("timing") != second.pop("timing")
     assert first == second
@@ -416,26 +413,25 @@ def test_synthetic_data_are_named_everywhere_and_others_nowhere(
     titles = []
     monkeypatch.setattr(train, "draw_confusion", lambda measured, title, path: titles.append(title))
     for name, folder in (("synthetic", full_repository), ("measured", repository)):
-        assert run(folder, "--model", "statistics", "--config", "rgb", "--output", tmp_path / name) == 0
+        assert run(folder, "--config", "rgb", "--output", tmp_path / name) == 0
         text, about = capsys.readouterr().out, json.loads(str(np.load(tmp_path / name / "model.npz")["about"]))
         said = [text, titles.pop(), metrics(tmp_path / name)["synthetic"], about["facts"]["synthetic"]]
         assert ["SYNTHETIC" in part or "not measured" in part for part in said] == [name == "synthetic"] * 4
 
 
+@pytest.mark.parametrize(("config", "is_drawn"), [("rgb_block", True), ("rgb", False)])
 def test_a_validation_split_from_train_is_said(
-    full_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: str, is_drawn: bool, full_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for config, is_drawn in (("rgb_block", True), ("rgb", False)):
-        assert run(full_repository, "--model", "statistics", "--config", config, "--output", tmp_path) == 0
-        assert ("a tenth of train" in capsys.readouterr().out) == is_drawn
-        assert ("a tenth of train" in metrics(tmp_path)["validation"]) == is_drawn
+    assert run(full_repository, "--config", config, "--output", tmp_path) == 0
+    for said in (capsys.readouterr().out, metrics(tmp_path)["validation"]):
+        assert ("a tenth of train" in said) == is_drawn
 
 
 def test_the_test_split_is_looked_at_once(full_repository: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    splits: dict[str, train.Split] = {}
-    load = train.load_splits
-    monkeypatch.setattr(train, "load_splits", lambda *arguments: splits.update(load(*arguments)) or splits)
-    assert run(full_repository, "--model", "statistics", "--output", tmp_path) == 0
+    splits = loaded(full_repository)
+    monkeypatch.setattr(train, "load_splits", lambda *arguments: splits)
+    assert run(full_repository, "--output", tmp_path) == 0
     assert splits["test"].given == 17
 
 
@@ -456,23 +452,25 @@ def test_the_test_split_is_looked_at_once(full_repository: Path, tmp_path: Path,
 def test_an_error_is_one_line_that_says_what_is_wrong(
     arguments: list[str], said: str, full_folder: Path, full_repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [argument.format(data=full_folder, repository=full_repository) for argument in arguments]
-    assert run(*given, "--model", "statistics") == 1
+    assert run(*(argument.format(data=full_folder, repository=full_repository) for argument in arguments)) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "it/s" not in line)
     assert line.startswith("error: ")
     assert said in line
 
 
-@pytest.mark.parametrize("names", [["training.h5", "validation.h5"], ["validation.h5", "testing.h5"]])
+@pytest.mark.parametrize(
+    ("present", "absent"),
+    [(["training.h5", "validation.h5"], "'test'"), (["validation.h5", "testing.h5"], "'train'")],
+)
 def test_a_repository_without_train_or_test_is_refused(
-    names: list[str], source_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    present: list[str], absent: str, source_folder: Path, tmp_path: Path
 ) -> None:
-    for name in names:
-        (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data").mkdir()
+    for name in present:
         (tmp_path / "data" / name).symlink_to(source_folder / name)
     build.build(str(tmp_path / "data"), tmp_path / "so2sat", ["rgb"])
-    assert run(tmp_path / "so2sat") == 1
-    assert ("'test'" if "testing.h5" not in names else "'train'") in capsys.readouterr().err
+    with pytest.raises(train.TrainingError, match=absent):
+        opened(tmp_path / "so2sat")
 
 
 @pytest.mark.parametrize(
@@ -491,43 +489,36 @@ def test_what_another_run_left_goes_before_training(full_repository: Path, tmp_p
     (tmp_path / "metrics.json").write_text("of another run")
     (tmp_path / "notes.txt").write_text("not ours")
     monkeypatch.setitem(train.MODELS, "cnn", interrupted)
-    assert run(full_repository, "--output", tmp_path) == 130
+    assert run(full_repository, "--output", tmp_path, model="cnn") == 130
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_missing_package_is_named(full_repository: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert run(full_repository, "--output", tmp_path) == 1
+    assert run(full_repository, "--output", tmp_path, model="cnn") == 1
     assert "torch" in capsys.readouterr().err
 
 
+HUB_USER = """
+import sys, train
+print(*{"torch", "sklearn", "matplotlib"} & {*sys.modules}, file=sys.stderr)
+train.main(["org/so2sat", "--model", "statistics", "--revision", sys.argv[1], "--output", "out"])
+train.main(["org/other"])
+"""
+
+
 def test_a_repository_on_the_hub_is_trained_on_at_its_revision(full_repository: Path, tmp_path: Path) -> None:
-    files = {
-        path.relative_to(full_repository).as_posix(): path.read_bytes()
-        for path in full_repository.rglob("*")
-        if path.is_file() and ".build" not in path.parts
-    }
     with hub.serving(tmp_path) as server:
         server.create("org/so2sat")
-        commit = server.commit("org/so2sat", {**files, "train.py": CODE.encode()})
+        commit = server.commit("org/so2sat", contents(full_repository))
         server.commit("org/so2sat", {"statistics.json": b"{}", "manifest.json": b"{}"})  # a later one, of no use
-        command = [sys.executable, train.__file__, "org/so2sat", "--model", "statistics", "--revision", commit.sha]
-        environment = {**server.environment(), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run(
-            [*command, "--output", "out"], cwd=tmp_path, env=environment, text=True, capture_output=True
-        )
-        missing = subprocess.run(
-            [*command[:2], "org/other"], cwd=tmp_path, env=environment, text=True, capture_output=True
-        )
-    assert done.returncode == 0, done.stderr
+        environment = {**server.environment(), "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(train.__file__).parent)}
+        command = [sys.executable, "-c", HUB_USER, commit.sha]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
     assert metrics(tmp_path / "out")["revision"] == commit.sha
-    assert missing.returncode == 1
-    assert re.fullmatch(r"error: .*org/other.*\n", missing.stderr)
-
-
-# ┌────────────┐
-# │  One file  │
-# └────────────┘
+    packages, *_, error = done.stderr.splitlines()
+    assert not packages, "Patches need no package for models"
+    assert re.match("error: .*org/other", error)
 
 
 def test_the_file_stands_alone() -> None:
@@ -544,9 +535,3 @@ def test_the_file_stands_alone() -> None:
     assert imported <= allowed
     assert {"torch", "sklearn"} <= imported
     assert "__file__" not in CODE
-
-
-def test_patches_need_no_package_for_models() -> None:
-    code = "import sys, train; train.Patches; print(*{'torch', 'sklearn', 'matplotlib'} & {*sys.modules})"
-    folder = Path(train.__file__).parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=folder, text=True, capture_output=True).stdout == "\n"

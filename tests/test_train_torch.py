@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import build
 import hub
 import sample
 import train
-from conftest import hearing
+from conftest import contents, hearing
 
 TORCH = importlib.metadata.version("torch")  # as an index has it; torch.__version__ may say more
 
@@ -48,40 +49,34 @@ def patches(sampled: Path) -> train.Patches:
 # └──────────────┘
 
 
-def loaders(patches: train.Patches) -> dict[str, DataLoader[Any]]:
-    def generator() -> Any:
-        return torch.Generator().manual_seed(0)
-
-    batches = BatchSampler(RandomSampler(patches, generator=generator()), 50, drop_last=False)
-    return {
-        "as people write it": DataLoader(patches, batch_size=50, shuffle=True, generator=generator()),
-        "with collate": DataLoader(
-            patches, batch_size=50, shuffle=True, generator=generator(), collate_fn=patches.collate
-        ),
-        "with a batch sampler": DataLoader(patches, sampler=batches, batch_size=None),
-        "in two processes": DataLoader(
-            patches, batch_size=50, num_workers=2, multiprocessing_context="fork", collate_fn=patches.collate
-        ),
-    }
+WAYS: dict[str, Callable[[train.Patches], DataLoader[Any]]] = {
+    "as people write it": lambda patches: DataLoader(patches, batch_size=50, shuffle=True),
+    "with collate": lambda patches: DataLoader(patches, batch_size=50, shuffle=True, collate_fn=patches.collate),
+    "with a batch sampler": lambda patches: DataLoader(
+        patches, sampler=BatchSampler(RandomSampler(patches), 50, drop_last=False), batch_size=None
+    ),
+    "in two processes": lambda patches: DataLoader(
+        patches, batch_size=50, num_workers=2, multiprocessing_context="fork", collate_fn=patches.collate
+    ),
+}
 
 
-@pytest.mark.parametrize("way", ["as people write it", "with collate", "with a batch sampler", "in two processes"])
-def test_a_dataloader_gives_every_patch_once_as_tensors(way: str, patches: train.Patches) -> None:
+@pytest.mark.parametrize("way", WAYS.values(), ids=[*WAYS])
+def test_a_dataloader_gives_every_patch_once_as_tensors(way: Any, patches: train.Patches) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PyTorch's of arrays that can't be written to
-        batches = [*loaders(patches)[way]]
+        batches = [*way(patches)]
     assert [len(batch["label"]) for batch in batches] == [50, 50, 28]
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     assert joined["label"].dtype == torch.int64
     assert joined["sentinel2"].dtype == torch.float32
-    everything = patches[:]
 
     def ordered(batch: train.Batch) -> Any:
         keys = np.asarray(batch["sentinel1"]).reshape(128, -1).sum(1, dtype="f8")
         order = np.argsort(keys)
         return {name: np.asarray(values)[order] for name, values in batch.items()}
 
-    for name, values in ordered(everything).items():
+    for name, values in ordered(patches[:]).items():
         np.testing.assert_array_equal(ordered(joined)[name], values)
 
 
@@ -99,14 +94,17 @@ def test_rows_for_a_dataloader_are_those_of_the_batch(patches: train.Patches) ->
 # └─────────┘
 
 
+def tensors(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
 @pytest.mark.parametrize("config", ["all", "rgb"])
 def test_inputs_are_the_same_in_pytorch_and_numpy(config: str, sampled: Path) -> None:
-    repository = train.open_repository(str(sampled), None, config, None)
-    batch = train.load_splits(repository)["test"].patches[:20]
-    tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
-    found = train.Inputs(repository.bands, torch, torch.from_numpy)(tensors)
+    facts, bands = train.open_repository(str(sampled), None, config, None)
+    batch, constants = train.load_splits(facts, None, 0)["test"].patches[:20], train.scaling(bands)
+    found = train.inputs(tensors(batch), tensors(constants), torch)
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), train.Inputs(repository.bands)(batch), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.numpy(), train.inputs(batch, constants), rtol=1e-4, atol=1e-5)
 
 
 def run(*arguments: object) -> int:
@@ -139,17 +137,17 @@ def test_what_is_kept_is_the_best_epoch_and_predicts_again_what_was_measured(tra
     kept, found = torch.load(trained / "model.pt", weights_only=True), metrics(trained)
     assert kept["chosen"] == found["chosen"]
     assert "not measured" in kept["facts"]["synthetic"]
-    inputs = train.Inputs(kept["bands"], torch, torch.from_numpy)
-    model = train.network(inputs.bands, 17)
+    constants = tensors(train.scaling(kept["bands"]))
+    model = train.network(18, 17).eval()
     model.load_state_dict(kept["weights"])
-    splits = train.load_splits(train.open_repository(str(sampled), None, None, None))
+    splits = train.load_splits(kept["facts"], None, 0)
     for name, accuracy in (
         ("validation", found["chosen"]["validation_accuracy"]),
         ("test", found["test"]["overall_accuracy"]),
     ):
-        batch = {column: torch.from_numpy(values) for column, values in splits[name].patches[:].items()}
+        batch = tensors(splits[name].patches[:])
         with torch.inference_mode():
-            predicted = model.eval()(inputs(batch).permute(0, 3, 1, 2)).argmax(1)
+            predicted = model(train.inputs(batch, constants, torch).permute(0, 3, 1, 2)).argmax(1)
         assert float((predicted == batch["label"]).double().mean()) == pytest.approx(accuracy, abs=1e-9)
 
 
@@ -189,15 +187,10 @@ def test_after_ctrl_c_the_best_model_so_far_is_there(sampled: Path, tmp_path: Pa
 @pytest.mark.skipif(not shutil.which("uv"), reason="needs uv")
 @pytest.mark.timeout(1800)
 def test_uv_runs_the_file_from_the_hub_in_an_empty_folder(sampled: Path, tmp_path: Path) -> None:
-    files = {
-        path.relative_to(sampled).as_posix(): path.read_bytes()
-        for path in sampled.rglob("*")
-        if path.is_file() and ".build" not in path.parts
-    }
     (tmp_path / "empty").mkdir()
     with hub.serving(tmp_path) as server:
         server.create("org/so2sat")
-        commit = server.commit("org/so2sat", {**files, "train.py": Path(train.__file__).read_bytes()})
+        commit = server.commit("org/so2sat", contents(sampled))
         url = f"{server.endpoint}/datasets/org/so2sat/resolve/main/train.py"
         command = ["uv", "run", "--python", sys.executable, url, "org/so2sat"]
         environment = {**server.environment(), "HF_HUB_OFFLINE": "0"}
