@@ -18,7 +18,7 @@ test: .venv/test .venv/datasets-3.6.0/ready .venv/datasets-4.0.0/ready
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # From the demo's repository to a trained model. It has an environment of its own, because PyTorch and what comes with it
-# take 5 GB; TORCH= chooses another build of it.
+# take 6 GB; the test with uv makes another one under build. TORCH= chooses another build of PyTorch.
 train: demo .venv/train/ready
 	HF_HOME=$(CURDIR)/$(DEMO)/cache .venv/train/bin/python scripts/train.py $(DEMO)/so2sat --output build/trained
 	UV_CACHE_DIR=$(CURDIR)/build/uv PATH=$(CURDIR)/.venv/train/bin:$$PATH .venv/train/bin/python -m pytest tests/test_train_torch.py

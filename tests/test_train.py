@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import re
@@ -56,27 +57,11 @@ def expected(source_arrays: dict[str, Arrays]) -> Arrays:
     }
 
 
-def shortened(indices: object) -> str:
-    return str(indices)[:20]
+MASKS = [np.arange(ROWS) % 3 == 0, (np.arange(ROWS) == 7).tolist(), np.zeros(ROWS, bool)]
+OTHERS = [-1, slice(250, 10, -7), [299, 0, 128, 0], [-1, -300], [], np.array([200, 3], np.uint16)]
 
 
-INDICES = [
-    -1,
-    np.int64(150),
-    slice(120, 140),
-    slice(250, 10, -7),
-    slice(5, 5),
-    [299, 0, 128, 0],
-    [-1, -300],
-    [],
-    np.array([200, 3], np.uint16),
-    np.arange(ROWS) % 3 == 0,
-    (np.arange(ROWS) == 7).tolist(),
-    np.zeros(ROWS, bool),
-]
-
-
-@pytest.mark.parametrize("indices", INDICES, ids=shortened)
+@pytest.mark.parametrize("indices", [*MASKS, *OTHERS], ids=lambda indices: str(indices)[:20])
 def test_indices_mean_what_they_mean_to_numpy(indices: Any, patches: train.Patches, expected: Arrays) -> None:
     found = patches[indices]
     assert [*found] == [*expected]
@@ -93,23 +78,11 @@ def test_any_index_means_what_it_means_to_numpy(index: Any, patches: train.Patch
     np.testing.assert_array_equal(patches[index]["label"], expected["label"][index])
 
 
-NO_INDICES = [
-    ROWS,
-    -ROWS - 1,
-    [0, ROWS],
-    1.5,
-    np.array([0.0, 1.0]),
-    "label",
-    None,
-    True,
-    np.arange(4).reshape(2, 2),
-    (1, 2),
-    [True, False],
-    np.ones(ROWS + 1, bool),
-]
+OUT_OF_RANGE = [ROWS, -ROWS - 1, [0, ROWS], [True, False], np.ones(ROWS + 1, bool)]
+OF_ANOTHER_KIND = [1.5, np.array([0.0, 1.0]), "label", None, True, np.arange(4).reshape(2, 2), (1, 2)]
 
 
-@pytest.mark.parametrize("indices", NO_INDICES, ids=shortened)
+@pytest.mark.parametrize("indices", [*OUT_OF_RANGE, *OF_ANOTHER_KIND], ids=lambda indices: str(indices)[:20])
 def test_other_indices_are_errors(indices: Any, patches: train.Patches) -> None:
     with pytest.raises(IndexError):
         patches[indices]
@@ -171,12 +144,6 @@ def test_config_and_sensors_follow_from_each_other(
     assert tuple(bands) == found[1]
 
 
-def test_the_splits_are_those_of_the_repository(full_repository: Path) -> None:
-    splits = loaded(full_repository)
-    assert {name: len(split.rows) for name, split in splits.items()} == {"train": 40, "validation": 20, "test": 17}
-    assert splits["train"].patches is not splits["validation"].patches
-
-
 @pytest.mark.parametrize("limit", [None, 15])
 def test_without_a_validation_split_a_tenth_of_train_takes_its_place(limit: int | None, full_repository: Path) -> None:
     def drawn(seed: int) -> dict[str, list[int]]:
@@ -195,8 +162,8 @@ def test_without_a_validation_split_a_tenth_of_train_takes_its_place(limit: int 
 def test_a_limit_draws_rows_of_every_split(sensors: str, full_repository: Path) -> None:
     everything = loaded(full_repository, sensors=sensors)
     some, others = (loaded(full_repository, sensors=sensors, limit=18, seed=seed) for seed in (0, 1))
-    for name, rows in (("train", 18), ("validation", 18), ("test", 17)):
-        assert len(some[name].rows) == rows
+    for name, rows in (("train", 40), ("validation", 20), ("test", 17)):
+        assert [len(everything[name].rows), len(some[name].rows)] == [rows, min(rows, 18)]
         counts = (np.bincount(split[name].labels, minlength=17) for split in (some, everything))
         assert (np.subtract(*counts) <= 0).all()
     column = opened(full_repository, sensors=sensors)[0]["columns"][0]
@@ -369,13 +336,19 @@ def metrics(folder: Path) -> dict[str, Any]:
     return result
 
 
-def test_the_baseline_is_trained_measured_and_drawn(
-    full_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "new" / "folder"
-    assert run(full_repository, "--seed", 3, "--output", out) == 0
-    assert {path.name for path in out.iterdir()} == {"metrics.json", "confusion.png", "model.npz"}
-    found, text = metrics(out), capsys.readouterr().out
+@pytest.fixture(scope="module")
+def trained(full_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What the baseline leaves in a folder, and what it prints."""
+    folder = tmp_path_factory.mktemp("trained") / "new" / "folder"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run(full_repository, "--seed", 3, "--output", folder) == 0
+    return folder, printed.getvalue()
+
+
+def test_the_baseline_is_trained_measured_and_drawn(trained: tuple[Path, str]) -> None:
+    folder, printed = trained
+    found = metrics(folder)
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "confusion.png", "model.npz"}
     assert found["rows"] == {"train": 40, "validation": 20, "test": 17}
     assert np.sum(found["test"]["confusion"]) == 17
     assert [*found["test"]["f1"]] == found["classes"] == [*so2sat.LABELS]
@@ -383,20 +356,18 @@ def test_the_baseline_is_trained_measured_and_drawn(
     assert found["timing"]["seconds"] > 0
     assert 0 <= found["timing"]["waiting_for_data"] <= 1
     assert {"datasets", "numpy", "scikit-learn"} <= {*found["versions"]}
-    assert f"{found['test']['overall_accuracy']:.1%}" in text
-    assert all(name in text for name in so2sat.LABELS)
-    assert PIL.Image.open(out / "confusion.png").format == "PNG"
+    assert f"{found['test']['overall_accuracy']:.1%}" in printed
+    assert all(name in printed for name in so2sat.LABELS)
+    assert PIL.Image.open(folder / "confusion.png").format == "PNG"
 
 
-def test_the_weights_predict_again_what_was_measured(full_repository: Path, tmp_path: Path) -> None:
-    assert run(full_repository, "--output", tmp_path) == 0
-    kept = np.load(tmp_path / "model.npz")
-    test = loaded(full_repository)["test"]
+def test_the_weights_predict_again_what_was_measured(trained: tuple[Path, str], full_repository: Path) -> None:
+    kept, test = np.load(trained[0] / "model.npz"), loaded(full_repository)["test"]
     values = train.inputs(test.patches[:], train.scaling(json.loads(str(kept["about"]))["bands"]))
     features = np.concatenate([function(values, (1, 2)) for function in (np.mean, np.std, np.min, np.max)], axis=1)
     logits = (features - kept["mean"]) / kept["scale"] @ kept["coefficients"].T + kept["offsets"]
     predicted = kept["classes"][logits.argmax(1)]
-    assert (predicted == test.labels).mean() == pytest.approx(metrics(tmp_path)["test"]["overall_accuracy"])
+    assert (predicted == test.labels).mean() == pytest.approx(metrics(trained[0])["test"]["overall_accuracy"])
 
 
 def test_the_same_seed_gives_the_same_figures(full_repository: Path, tmp_path: Path) -> None:
@@ -419,20 +390,16 @@ def test_synthetic_data_are_named_everywhere_and_others_nowhere(
         assert ["SYNTHETIC" in part or "not measured" in part for part in said] == [name == "synthetic"] * 4
 
 
-@pytest.mark.parametrize(("config", "is_drawn"), [("rgb_block", True), ("rgb", False)])
-def test_a_validation_split_from_train_is_said(
-    config: str, is_drawn: bool, full_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_validation_drawn_from_train_is_said_and_test_looked_at_once(
+    full_repository: Path, trained: tuple[Path, str], tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
-    assert run(full_repository, "--config", config, "--output", tmp_path) == 0
-    for said in (capsys.readouterr().out, metrics(tmp_path)["validation"]):
-        assert ("a tenth of train" in said) == is_drawn
-
-
-def test_the_test_split_is_looked_at_once(full_repository: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    splits = loaded(full_repository)
+    splits = loaded(full_repository, "rgb_block")
     monkeypatch.setattr(train, "load_splits", lambda *arguments: splits)
-    assert run(full_repository, "--output", tmp_path) == 0
-    assert splits["test"].given == 17
+    assert run(full_repository, "--config", "rgb_block", "--output", tmp_path) == 0
+    assert splits["test"].given == 24
+    for said, otherwise in ((capsys.readouterr().out, trained[1]), (str(metrics(tmp_path)), str(metrics(trained[0])))):
+        assert "a tenth of train" in said
+        assert "a tenth of train" not in otherwise
 
 
 @pytest.mark.parametrize(
