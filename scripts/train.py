@@ -91,7 +91,7 @@ class Patches:
     """
 
     def __init__(self, dataset: datasets.Dataset, columns: Sequence[str]) -> None:
-        """Maps columns of a dataset. Images are decoded, here and only once."""
+        """Maps columns of a dataset: images, sensors and labels. Images are decoded, here and only once."""
         self._rows = np.arange(len(dataset))
         tables = dataset.with_format("arrow", columns=list(columns)).iter(1024)
         blocks = [block for table in tables for block in table.to_batches()]
@@ -148,12 +148,11 @@ class Patches:
         return rows.batch
 
 
+@dataclass
 class Rows(Sequence[Batch]):
     """A batch of tensors as a sequence of rows, which are made only if somebody looks at them."""
 
-    def __init__(self, batch: Batch) -> None:
-        """Takes a batch."""
-        self.batch = batch
+    batch: Batch
 
     @functools.cached_property
     def _rows(self) -> list[Batch]:
@@ -179,9 +178,9 @@ def _decoded(blocks: Iterator[Any], rows: int) -> Array:
     return result
 
 
-# ┌──────────────────┐
-# │  The repository  │
-# └──────────────────┘
+# ┌────────────┐
+# │  The data  │
+# └────────────┘
 
 
 def open_repository(name: str, revision: str | None, config: str | None, sensors: str | None) -> tuple[Facts, Bands]:
@@ -235,15 +234,12 @@ def _require(wanted: Sequence[str], present: Sequence[str], complaint: str) -> N
 def _check_units(name: str, bands: Bands) -> None:
     medians = {column: [band["percentiles"]["50"] for band in bands[column]] for column in bands}
     if max(medians.get("sentinel2", [0])) > 2:  # the greatest of all official values is 2.8
-        raise TrainingError(
-            f"{name}: sentinel2 has medians up to {max(medians['sentinel2']):g}: digital numbers, where reflectance is "
-            "expected, about 0 to 1; divide the source by 10,000 and build the repository anew"
-        )
-    if min(medians.get("sentinel1", [0] * 8)[INTENSITIES]) < 0:
-        raise TrainingError(
-            f"{name}: sentinel1 has negative intensities: decibels, where linear ones are expected; build the "
-            "repository from the official files"
-        )
+        wrong = "sentinel2 holds digital numbers, where reflectance is expected, a ten-thousandth of them"
+    elif min(medians.get("sentinel1", [0] * 8)[INTENSITIES]) < 0:
+        wrong = "sentinel1 holds decibels, where linear intensities are expected"
+    else:
+        return
+    raise TrainingError(f"{name}: {wrong}; build the repository anew from the official files")
 
 
 @dataclass
@@ -301,9 +297,9 @@ def load_splits(facts: Facts, limit: int | None, seed: int) -> Splits:
     return splits
 
 
-# ┌──────────┐
-# │  Models  │
-# └──────────┘
+# ┌────────────────────────┐
+# │  Models, and how good  │
+# └────────────────────────┘
 
 
 def scaling(bands: Bands) -> dict[str, Array]:
@@ -397,8 +393,7 @@ def fit_cnn(options: argparse.Namespace, splits: Splits, bands: Bands, facts: Fa
     random = np.random.default_rng(options.seed)
     device = _device(options.device)
     constants = {name: torch.from_numpy(values).to(device) for name, values in scaling(bands).items()}
-    model = network(sum(map(len, bands.values())), len(facts["classes"]))
-    model.to(device, memory_format=torch.channels_last)
+    model = network(sum(map(len, bands.values())), len(facts["classes"])).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = options.epochs * math.ceil(len(splits["train"].rows) / options.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
@@ -455,19 +450,8 @@ def _device(name: str) -> Any:
 MODELS = {"cnn": fit_cnn, "statistics": fit_statistics}
 
 
-# ┌────────────────┐
-# │  Measurements  │
-# └────────────────┘
-
-
 def measure(labels: Array, predicted: Array, names: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Measures predictions.
-
-    Args:
-        labels: True class indices, shape (rows,).
-        predicted: Predicted class indices, shape (rows,).
-        names: Names of the classes.
-        seed: Of the bootstrap.
+    """Measures predictions: true and predicted class indices, shape (rows,). The seed is of the bootstrap.
 
     Returns:
         `overall_accuracy` with its 95 % `interval` by a bootstrap over patches; `average_accuracy` over the classes
