@@ -228,7 +228,7 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
 def _require(wanted: Sequence[str], present: Sequence[str], complaint: str) -> None:
     for name in wanted:
         if name not in present:
-            raise TrainingError(f"{complaint} '{name}', which is needed here; it has {', '.join(present) or 'none'}")
+            raise TrainingError(f"{complaint} '{name}', only {', '.join(present) or 'others'}; choose another --config")
 
 
 def _check_units(name: str, bands: Bands) -> None:
