@@ -171,9 +171,9 @@ def test_a_limit_draws_rows_of_every_split(sensors: str, full_repository: Path) 
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("config", ["all", "rgb", "rgb_random"])
-def test_a_split_gives_each_row_once_with_its_label(config: str, full_repository: Path) -> None:
-    for split in loaded(full_repository, config, limit=15).values():
+@pytest.mark.parametrize(("config", "sensors"), [("all", "both"), ("all_random", "sentinel2"), ("rgb_random", "rgb")])
+def test_a_split_gives_each_row_once_with_its_label(config: str, sensors: str, full_repository: Path) -> None:
+    for split in loaded(full_repository, config, sensors, limit=15).values():
         order = np.random.default_rng(0).permutation(len(split.rows))
         labels = np.concatenate([batch["label"] for batch in split.batches(4, "", order)])
         np.testing.assert_array_equal(labels, split.labels[order])
