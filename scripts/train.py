@@ -297,9 +297,9 @@ def load_splits(facts: Facts, limit: int | None, seed: int) -> Splits:
     return splits
 
 
-# ┌────────────────────────┐
-# │  Models, and how good  │
-# └────────────────────────┘
+# ┌───────────────────────────┐
+# │  Models and measurements  │
+# └───────────────────────────┘
 
 
 def scaling(bands: Bands) -> dict[str, Array]:
