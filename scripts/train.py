@@ -201,6 +201,8 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
     if not is_local:
         files = ["manifest.json", "statistics.json"]
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=files))
+    if not folder.joinpath("manifest.json").exists():
+        raise TrainingError(f"{name}: no manifest.json; give a repository that build.py made")
     manifest = folder.joinpath("manifest.json").read_bytes()
     sources = json.loads(manifest)["sources"].values()
     configs = json.loads(folder.joinpath("statistics.json").read_bytes())["configs"]
@@ -426,7 +428,7 @@ def fit_cnn(options: argparse.Namespace, splits: Splits, bands: Bands, facts: Fa
         loss = train_once(f"epoch {epoch}")
         accuracy = float((predict(splits["validation"]) == splits["validation"].labels).mean())
         best = accuracy > chosen["validation_accuracy"]
-        print(f"epoch {epoch:>3}: loss {loss:.3f}, validation accuracy {accuracy:.1%}{', best so far' * best}")
+        print(f"epoch {epoch:>3}: loss {loss:.3f}, validation accuracy {accuracy:.1%}{', best so far' if best else ''}")
         if best:
             chosen = {"epoch": epoch, "validation_accuracy": accuracy}
             kept = {"weights": model.state_dict(), "bands": bands, "facts": facts, "chosen": chosen}
@@ -536,7 +538,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         kept = options.output / "model.pt"
-        print("interrupted" + f"; {kept} is the best model so far" * kept.exists(), file=sys.stderr)
+        print(f"interrupted; {kept} is the best model so far" if kept.exists() else "interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -601,7 +603,7 @@ def _run(options: argparse.Namespace) -> None:
 
     title = f"{options.model} on {columns}: {measured['overall_accuracy']:.1%} of the test patches right{warning}"
     draw_confusion(measured, title, options.output / "confusion.png")
-    packages = ["datasets", "numpy", "scikit-learn", *["torch"] * (options.model == "cnn")]
+    packages = ["datasets", "numpy", "scikit-learn", *(["torch"] if options.model == "cnn" else [])]
     versions = {name: importlib.metadata.version(name) for name in packages}
     report = {**facts, "chosen": chosen, "test": measured, "timing": timing, "versions": versions}
     options.output.joinpath("metrics.json").write_text(json.dumps(report, indent=1) + "\n")
