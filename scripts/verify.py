@@ -131,37 +131,30 @@ def verify(
     built = manifest.load_built(folder)
     report = Report(str(folder))
 
-    def note(findings: Iterable[Finding]) -> set[str]:
-        listed = [*findings]
-        report.findings += listed
-        if announce:
-            for finding in listed:
+    def note(findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            report.findings.append(finding)
+            if announce:
                 announce(finding)
-        return {finding.file for finding in listed}
 
-    unsound = note(checks.file_findings(folder, built))
-    if built.versions["layout"] != str(layout.LAYOUT_VERSION):
-        return report
+    note(checks.file_findings(folder, built))
+    unsound = {finding.file for finding in report.findings}
     sources = {config: layout.find_sources(source, config) for config in built.configs} if source else {}
     if sources:
         note(_source_findings(built, sources))
-    same_pillow = built.versions["pillow"] == manifest.current_versions()["pillow"]
-    tasks = [
-        Task(folder, shard, built.shards[shard.name], _sampled_rows(shard, built, sample, seed), same_pillow)
-        for shard in built.plan(sources)
-        if shard.name in built.shards and shard.name not in unsound and (folder / shard.name).is_file()
-    ]
+    shards = [shard for shard in built.plan(sources) if shard.name in built.shards and shard.name not in unsound]
+    tasks = [_task(folder, built, shard, sample, seed) for shard in shards if (folder / shard.name).is_file()]
     results: dict[str, Result] = {}
     for task, result in _results(tasks, workers):
         note(result.findings)
-        report.shards += 1
-        report.rows += task.shard.rows
-        report.compared_rows += result.compared_rows
         results[task.shard.name] = result
+    report.shards, report.rows = len(tasks), sum(task.shard.rows for task in tasks)
+    report.compared_rows = sum(result.compared_rows for result in results.values())
     if layout.STATISTICS_NAME in built.files.keys() - unsound and not checks.is_incomplete(folder):
-        statistics = checks.read_statistics(folder)
+        statistics = checks.read_statistics(folder, built)
         note(_summary_findings(folder, built, statistics, results))
         report.warnings += checks.warnings(statistics)
+    report.warnings += checks.name_warnings(folder)
     return report
 
 
@@ -179,13 +172,16 @@ def _source_findings(built: Manifest, sources: Mapping[str, Mapping[str, str]]) 
             yield Finding(paths[name], f"{what}, expected the file with {expected.rows:,} rows that was built from")
 
 
-def _sampled_rows(shard: Shard, built: Manifest, sample: int | None, seed: int) -> list[int] | None:
-    """Draws rows of a shard's split, the same in every config that is made of the same file; None for all."""
-    if sample is None:
-        return None
-    rows, name = built.splits(shard.config)[shard.split], layout.CONFIGS[shard.config].files[shard.split]
-    drawn = np.random.default_rng([seed, zlib.crc32(name.encode())]).choice(rows, min(sample, rows), replace=False)
-    return sorted(int(row) for row in drawn if shard.start <= row < shard.stop)
+def _task(folder: Path, built: Manifest, shard: Shard, sample: int | None, seed: int) -> Task:
+    """What to check of a shard; sampled rows are the same in every config that is made of the same file."""
+    drawn = None
+    if sample is not None:
+        rows, name = built.splits(shard.config)[shard.split], layout.CONFIGS[shard.config].files[shard.split]
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        of_split = random.choice(rows, min(sample, rows), replace=False).tolist()
+        drawn = sorted(row for row in of_split if shard.start <= row < shard.stop)
+    same_pillow = built.versions["pillow"] == manifest.current_versions()["pillow"]
+    return Task(folder, shard, built.shards[shard.name], drawn, same_pillow)
 
 
 def _results(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Result]]:
@@ -206,36 +202,38 @@ def _summary_findings(
     folder: Path, built: Manifest, statistics: card.Statistics, results: Mapping[str, Result]
 ) -> Iterator[Finding]:
     """Whether the shards of every split agree with the statistics, and with other configs of the same patches."""
-    known: dict[str, tuple[str, Any]] = {}  # by source file: a config and its labels
+    known: dict[str, tuple[str, npt.NDArray[np.int8]]] = {}  # by source file: a config and its labels
+    places = [results.get(name) for name in built.shards if name.startswith("geo/")]
+    are_sound = all(result and not result.findings for result in places)
+    shared = checks.shared_places(folder, built) if places and are_sound else {}
     for config in built.configs:
         for split in built.splits(config):
             parts = [results.get(name, Result()) for name in built.shard_names(config, split)]
-            if any(part.labels is None for part in parts):
+            of_parts = [part.labels for part in parts if part.labels is not None]
+            if len(of_parts) < len(parts):
                 continue
-            labels = np.concatenate([part.labels for part in parts if part.labels is not None])
+            labels = np.concatenate(of_parts)
             other, theirs = known.setdefault(layout.CONFIGS[config].files[split], (config, labels))
             if (wrong := np.flatnonzero(labels != theirs)).size:
                 row = wrong[0]
                 what = f"row {row} of {split} has label {labels[row]}, expected {theirs[row]} as in {other}"
                 yield Finding(config, f"{what} ({wrong.size:,} such rows)")
-            expected = _summary(config, labels, parts)
-            if text := checks.difference({key: statistics[config][split][key] for key in expected}, expected):
-                yield Finding(layout.STATISTICS_NAME, f"{config}, {split}: {text}")
-    if all(name in results and not results[name].findings for name in built.shards if name.startswith("geo/")):
-        for split, shared in checks.shared_places(folder, built).items() if "geo" in built.configs else ():
-            if text := checks.difference(statistics["geo"][split]["shared"], shared):
-                yield Finding(layout.STATISTICS_NAME, f"geo, {split}: shared {text}")
+            expected = _summary(config, labels, [part.statistics for part in parts])
+            if config == "geo" and shared:
+                expected["shared"] = shared[split]
+            found = {key: statistics[config][split][key] for key in expected}
+            if text := checks.difference(found, expected, f"{config}, {split}:", checks.is_close):
+                yield Finding(layout.STATISTICS_NAME, text)
 
 
-def _summary(config: str, labels: npt.NDArray[np.int8], parts: Sequence[Result]) -> dict[str, Any]:
+def _summary(config: str, labels: npt.NDArray[np.int8], of_parts: Sequence[ConfigStatistics | None]) -> dict[str, Any]:
     """The statistics of a split: those of its labels, and where all rows were compared those of its bands."""
     merged = ConfigStatistics(layout.kind_of(config).bands)
-    compared = [part.statistics for part in parts if part.statistics]
-    for statistics in compared:
+    for statistics in filter(None, of_parts):
         merged.merge(statistics)
     merged.patches_per_class = np.bincount(labels, minlength=len(so2sat.LABELS))
     summary = merged.summary()
-    return summary if len(compared) == len(parts) else {"patches_per_class": summary["patches_per_class"]}
+    return summary if all(of_parts) else {"patches_per_class": summary["patches_per_class"]}
 
 
 if __name__ == "__main__":

@@ -104,6 +104,35 @@ def repository(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def small_arrays() -> dict[str, Arrays]:
+    """What the files of `small_folder` hold, by split."""
+    return {split: random_arrays(rows, seed=rows) for split, rows in (("train", 90), ("validation", 20), ("test", 12))}
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory, small_arrays: dict[str, Arrays]) -> Path:
+    """A folder with three small source files. Read only."""
+    folder = tmp_path_factory.mktemp("small")
+    for split, arrays in small_arrays.items():
+        write_source(folder / so2sat.SOURCE_FILES[split], arrays)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
+    """A repository made of `small_folder`, whose `all` has two shards of train: rows 0 to 79, 80 to 89. Read only."""
+    folder = tmp_path_factory.mktemp("sound") / "so2sat"
+    build.build(str(small_folder), folder, limits={**layout.LIMITS, "all": layout.Limits(80, 80)})
+    return folder
+
+
+@pytest.fixture
+def damaged(sound: Path, tmp_path: Path) -> Path:
+    """A copy of `sound` to damage."""
+    return Path(shutil.copytree(sound, tmp_path / "so2sat"))
+
+
+@pytest.fixture(scope="session")
 def full_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with files of editions 3 and 4, all splits small. Read only."""
     folder = tmp_path_factory.mktemp("full")
@@ -131,6 +160,13 @@ def large_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def edit_json(path: Path, edit: Callable[[Any], Any]) -> None:
+    """Changes the content of a JSON file."""
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
 def sign(repository: Path, name: str) -> None:
     """Makes manifest and card tell of a shard as it is now, as if it had been built like that."""
     built = manifest.Manifest.load(repository)
@@ -146,9 +182,9 @@ def sign(repository: Path, name: str) -> None:
 
 def write_shard(repository: Path, name: str, table: pa.Table, **options: Any) -> None:
     """Writes a table as a shard, by default in the layout that is expected, and signs it."""
-    row_group_size = layout.kind_of(name.split("/")[0]).limits.group_rows
+    (planned,) = [shard for shard in manifest.load_built(repository).plan() if shard.name == name]
     options = {
-        "row_group_size": row_group_size,
+        "row_group_size": planned.group_rows,
         "write_page_index": True,
         "write_page_checksum": True,
         "compression": "zstd",

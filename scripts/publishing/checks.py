@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import fnmatch
 import hashlib
 import io
-import itertools
 import json
 import math
+import operator
 import os
 import re
-import statistics as numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,13 @@ from publishing.manifest import Manifest
 KNOWN_FILES = {card.NAME, manifest.NAME, ".gitattributes"}
 KNOWN_FOLDERS = {layout.STATE_FOLDER, ".git", ".cache"}
 
+PLACE = ("city", "epsg", "x", "y")  # columns of `geo` that say where a patch is
+
+MAX_STRAYS = 3  # that are named one by one
 MAX_DEGREES = 1e-9  # 0.1 mm, between a longitude or latitude and what is computed here
 MIN_PSNR = 40.0  # dB between an image and what another version of Pillow makes of the same pixels
-MAX_REFLECTANCE = 1.0  # that the median of real data, near 0.12, stays far below
+# Column, percentile and the most that it is in every band of reflectance, whose median is near 0.12.
+NOT_REFLECTANCE = (("sentinel2", "50", 1.0), ("image", "1", 254.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +69,11 @@ def repository_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
     """
     found = [*file_findings(folder, built)]
     yield from found
-    unsound = {finding.file for finding in found}
-    if {card.NAME, manifest.NAME} <= unsound or is_incomplete(folder):
-        return
-    for shard in built.plan():
-        if shard.name in built.shards and shard.name not in unsound:
-            yield from footer_findings(folder, shard)
+    if not is_incomplete(folder):
+        unsound = {finding.file for finding in found}
+        for shard in built.plan():
+            if shard.name in built.shards and shard.name not in unsound:
+                yield from shard_findings(folder, shard, footer_problems)
 
 
 def file_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
@@ -79,21 +81,23 @@ def file_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
     if built.versions["layout"] != str(layout.LAYOUT_VERSION):
         yield Finding(manifest.NAME, f"layout {built.versions['layout']}, expected {layout.LAYOUT_VERSION}")
         return
-    plan = [shard.name for shard in built.plan()]
+    planned = [shard.name for shard in built.plan()]
     names = _files(folder)
     if is_incomplete(folder):
         done = len(built.shards.keys() & {*names})
-        yield Finding(card.NAME, f"the build is incomplete, {done} of {len(plan)} shards are there, expected all")
+        yield Finding(card.NAME, f"the build is incomplete, {done} of {len(planned)} shards are there, expected all")
         return
-    if absent := [name for name in plan if name not in built.shards]:
-        yield Finding(manifest.NAME, f"does not list {_few(absent)}, expected every shard of its configs and sources")
-    for name, record in built.shards.items():
-        yield from _shard_file_findings(folder, name, record)
-    for name, sha256 in built.files.items():
-        yield from _other_file_findings(folder, name, sha256)
-    yield from _statistics_findings(folder, built)
-    yield from _card_findings(folder, built, names)
-    yield from _stray_findings(folder, names, {*plan, *built.shards, *built.files})
+    if absent := [name for name in (*planned, layout.STATISTICS_NAME) if name not in {*built.shards, *built.files}]:
+        yield Finding(manifest.NAME, f"does not list {absent[0]}{_more(len(absent), 'files')}, expected all files")
+    records: dict[str, ShardRecord | str] = {**built.shards, **built.files, card.NAME: ""}
+    problems = {name: _file_problem(folder, name, record) for name, record in records.items()}
+    yield from (Finding(name, problem) for name, problem in problems.items() if problem)
+    sound = [name for name, problem in problems.items() if not problem]
+    if layout.STATISTICS_NAME in sound:
+        yield from (Finding(layout.STATISTICS_NAME, problem) for problem in _statistics_problems(folder, built))
+    if card.NAME in sound:
+        yield from (Finding(card.NAME, problem) for problem in _card_problems(folder, built))
+    yield from _stray_findings(folder, names, KNOWN_FILES.union(planned, built.shards, built.files))
 
 
 def is_incomplete(folder: Path) -> bool:
@@ -108,13 +112,22 @@ def warnings(statistics: card.Statistics) -> Iterator[str]:
     """Says which splits hold values that can't be reflectance, such as digital numbers."""
     for config, splits in statistics.items():
         for split, summary in splits.items():
-            bands = [band["percentiles"] or {} for band in summary["bands"].get("sentinel2", ())]
-            median = numbers.median([ranks.get("50") or 0.0 for ranks in bands] or [0.0])
-            if median > MAX_REFLECTANCE:
-                yield f"{config}, {split}: the median of sentinel2 is {median:,.4g}, expected reflectance near 0.1"
-            bands = [band["percentiles"] or {} for band in summary["bands"].get("image", ())]
-            if bands and all(ranks.get("1") == 255 for ranks in bands):
-                yield f"{config}, {split}: 99 % of the pixels are white, expected images of reflectance near 0.1"
+            for column, percentile, most in NOT_REFLECTANCE:
+                bands = [band["percentiles"] for band in summary["bands"].get(column, ()) if band["percentiles"]]
+                if bands and (least := min(band[percentile] for band in bands)) > most:
+                    what = f"percentile {percentile} of every band of {column} is {least:,.4g} or more"
+                    yield f"{config}, {split}: {what}, expected at most {most:g}, as of reflectance near 0.1"
+
+
+def name_warnings(folder: Path) -> Iterator[str]:
+    """Says that the card's code loads another folder, as it does when a folder was renamed; ORG/NAME is the Hub's."""
+    with contextlib.suppress(ValueError):  # no card, or somebody's own code
+        text = manifest.read_small(folder / card.NAME).decode()
+        code = re.search(r'load_dataset\(\s*("(?:[^"\\]|\\.)*")', text)
+        name = json.loads(code[1]) if code else folder.name
+        if name != folder.name and "/" not in name:
+            what = f"its code loads {manifest.shown(name)}, but the folder is {manifest.shown(folder.name)}"
+            yield f"{card.NAME}: {what}; build.py with this folder and the same arguments writes it anew"
 
 
 # ┌─────────┐
@@ -134,74 +147,56 @@ def _files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _file_problem(folder: Path, name: str) -> str:
+def _file_problem(folder: Path, name: str, record: ShardRecord | str) -> str:
+    """What is wrong with a file, given its record if it is a shard, else its SHA-256, empty if any will do."""
     path = folder / name
     if not os.path.lexists(path):
         return f"missing, expected it as {manifest.NAME} lists it"
     if not path.is_file() or path.resolve() != folder.resolve() / name:
         return "a link, folder or device, expected a regular file inside the repository"
+    if isinstance(record, ShardRecord):
+        size = path.stat().st_size
+        return f"{size:,} bytes, expected {record.bytes:,}" if size != record.bytes else ""
+    try:
+        content = manifest.read_small(path)
+    except ValueError as error:
+        return str(error)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if record not in ("", sha256):
+        return _sum_problem(sha256, record)
+    if name.endswith(".png") and not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return f"begins with {content[:8]!r}, expected a PNG picture"
     return ""
 
 
-def _shard_file_findings(folder: Path, name: str, record: ShardRecord) -> Iterator[Finding]:
-    if problem := _file_problem(folder, name):
-        yield Finding(name, problem)
-    elif (size := (folder / name).stat().st_size) != record.bytes:
-        yield Finding(name, f"{size:,} bytes, expected {record.bytes:,}")
-
-
-def _other_file_findings(folder: Path, name: str, sha256: str) -> Iterator[Finding]:
-    if problem := _file_problem(folder, name):
-        yield Finding(name, problem)
-        return
-    try:
-        content = manifest.read_small(folder / name)
-    except ValueError as error:
-        yield Finding(name, str(error))
-        return
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        yield Finding(name, f"sha256 {found[:16]}…, expected {sha256[:16]}…")
-    elif name.endswith(".png") and not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        yield Finding(name, f"begins with {content[:8]!r}, expected a PNG picture")
+def _sum_problem(found: str, expected: str) -> str:
+    return f"sha256 {found[:16]}…, expected {expected[:16]}…"
 
 
 def _stray_findings(folder: Path, names: Sequence[str], expected: set[str]) -> Iterator[Finding]:
-    strays = []
-    for name in names:
-        if name in {"so2sat.py", f"{folder.resolve().name}.py"}:
-            yield Finding(name, "a loading script, expected none: datasets 4 and later refuse a repository with it")
-        elif name == "dataset_infos.json":
-            yield Finding(name, "legacy metadata, expected none: its configs break when it is out of date")
-        elif name not in expected | KNOWN_FILES:
-            strays.append(name)
-    for name in strays[:3]:
+    """Files that must not be there; those that keep `datasets` from loading the others come with the reason."""
+    script = "a loading script, expected none: datasets 4 and later refuse a repository with it"
+    legacy = "legacy metadata, expected none: its configs break when it is out of date"
+    harmful = {"so2sat.py": script, f"{folder.resolve().name}.py": script, "dataset_infos.json": legacy}
+    yield from (Finding(name, harmful[name]) for name in names if name in harmful)
+    strays = [name for name in names if name not in expected and name not in harmful]
+    for name in strays[:MAX_STRAYS]:
         yield Finding(name, f"a stray file, expected only what {manifest.NAME} lists")
-    if len(strays) > 3:
-        yield Finding(".", f"{len(strays) - 3} more stray files, expected only what {manifest.NAME} lists")
+    if len(strays) > MAX_STRAYS:
+        yield Finding(".", f"{len(strays) - MAX_STRAYS} more stray files, expected only what {manifest.NAME} lists")
 
 
-# ┌────────┐
-# │  Card  │
-# └────────┘
-
-
-def _card_findings(folder: Path, built: Manifest, names: Sequence[str]) -> Iterator[Finding]:
-    """Whether the card's metadata are those that the shards make, and its globs match what they must."""
-    if problem := _file_problem(folder, card.NAME):
-        yield Finding(card.NAME, problem)
-        return
+def _card_problems(folder: Path, built: Manifest) -> Iterator[str]:
+    """Whether the card's metadata are those that the shards make. Globs are only compared: nobody walks a disk."""
     try:
-        found = _header(manifest.read_small(folder / card.NAME).decode())
+        found = _header((folder / card.NAME).read_bytes().decode())
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        yield Finding(card.NAME, f"can't be read as a dataset card ({_one_line(error)}), expected Markdown with YAML")
+        yield f"can't be read as a dataset card ({_one_line(error)}), expected Markdown with YAML"
         return
     expected = card.metadata(built)
     for key in ("configs", "dataset_info"):
-        ours, theirs = _by_config(expected.get(key)), _by_config(found.get(key))
-        if wrong := [config for config in {**ours, **theirs} if ours.get(config) != theirs.get(config)]:
-            yield Finding(card.NAME, f"{key} of {_few(wrong)} is not what the shards make, expected build.py's")
-    for config, splits in _by_config(found.get("configs")).items():
-        yield from _glob_findings(built, names, config, splits.get("data_files"))
+        if text := difference(found.get(key), expected.get(key), key):
+            yield text
 
 
 def _header(text: str) -> dict[str, Any]:
@@ -215,153 +210,112 @@ def _header(text: str) -> dict[str, Any]:
     return found
 
 
-def _by_config(members: Any) -> dict[str, dict[str, Any]]:
-    listed = members if isinstance(members, list) else [members]
-    return {str(member.get("config_name")): member for member in listed if isinstance(member, dict)}
-
-
-def _glob_findings(built: Manifest, names: Sequence[str], config: str, data_files: Any) -> Iterator[Finding]:
-    """Whether every split's pattern matches the split's shards and nothing else."""
-    for member in data_files if isinstance(data_files, list) else [data_files]:
-        pattern, split = (str(member.get(key)) if isinstance(member, dict) else "" for key in ("path", "split"))
-        expected = {shard.name for shard in built.plan() if (shard.config, shard.split) == (config, split)}
-        # Matched against names: no disk is walked, and what leads elsewhere matches none.
-        matched = {*fnmatch.filter({*names, *expected}, pattern)}
-        if not matched or matched != expected:
-            yield Finding(
-                card.NAME,
-                f"config {manifest.shown(config)}, split {manifest.shown(split)}: {manifest.shown(pattern)} matches"
-                f" {_few(sorted(matched)) or 'no file'}, expected {_few(sorted(expected)) or 'no such split'}",
-            )
-
-
 # ┌──────────────┐
 # │  Statistics  │
 # └──────────────┘
 
 
-@dataclasses.dataclass(frozen=True)
-class _Band:
-    name: str
-    count: int
-    nonfinite: int
-    mean: Any
-    std: Any
-    min: Any
-    max: Any
-    percentiles: Any
+def difference(found: Any, expected: Any, where: str, is_same: Callable[[Any, Any], bool] = operator.eq) -> str:
+    """The first place where two trees of JSON differ, an empty string if none; `is_same` compares leaves."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping) and [*found] == [*expected]:
+        members = [(key, found[key], expected[key]) for key in expected]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        members = [(_name(other, at), value, other) for at, (value, other) in enumerate(zip(found, expected))]
+    elif is_same(found, expected):
+        return ""
+    else:
+        return f"{where} is {manifest.shown(found)}, expected {manifest.shown(expected)}"
+    texts = (difference(value, other, f"{where} {name}", is_same) for name, value, other in members)
+    return next(filter(None, texts), "")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Summary:
-    patches_per_class: dict[str, int]
-    bands: dict[str, list[_Band]]
+def _name(member: Any, index: int) -> Any:
+    """What a member of an array is called: bands, features, splits and configs have names."""
+    return (isinstance(member, Mapping) and (member.get("name") or member.get("config_name"))) or index
 
 
-@dataclasses.dataclass(frozen=True)
-class _GeoSummary(_Summary):
-    shared: dict[str, dict[str, int]]
+def is_close(found: Any, expected: Any) -> bool:
+    """Whether two figures are the same but for rounding."""
+    if isinstance(found, (int, float)) and isinstance(expected, float):
+        return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(found == expected)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Statistics:
-    method: str
-    configs: dict[str, dict[str, Any]]
+def _is_like(found: Any, blank: Any) -> bool:
+    """Whether a member of the statistics is of the kind of another; a band without finite values lacks figures."""
+    if found is None:
+        return isinstance(blank, float) or (isinstance(blank, dict) and [*blank] == [*PERCENTILES])
+    if isinstance(blank, str):
+        return isinstance(found, str) and blank in ("", found)
+    return type(found) is type(blank) and isinstance(blank, (int, float))
 
 
-def read_statistics(folder: Path) -> card.Statistics:
+def read_statistics(folder: Path, built: Manifest) -> card.Statistics:
     """Reads the statistics of a repository.
 
     Raises:
         ValueError: They are not what build.py writes.
         OSError: They can't be read.
     """
-    configs: card.Statistics = manifest.parse(_Statistics, manifest.read_json(folder / layout.STATISTICS_NAME)).configs
-    for config, splits in configs.items():
-        for split, summary in splits.items():
-            manifest.parse(_GeoSummary if config == "geo" else _Summary, summary, f"{config} {split}")
-            bands = {column: (*(band["name"] for band in found),) for column, found in summary["bands"].items()}
-            if [*summary["patches_per_class"]] != [*so2sat.LABELS] or bands != layout.kind_of(config).bands:
-                raise ValueError(f"other classes or bands in {config}, expected the config's")
-            for band in itertools.chain(*summary["bands"].values()):
-                if not _is_band(band):
-                    raise ValueError(f"{manifest.shown(band)} in {config}, expected numbers")
+    found = manifest.read_json(folder / layout.STATISTICS_NAME)
+    if text := difference(found, {"method": "", "configs": _blank_statistics(built)}, "it", _is_like):
+        raise ValueError(text)
+    configs: card.Statistics = found["configs"]
     return configs
 
 
-def _is_band(band: Mapping[str, Any]) -> bool:
-    """Whether the figures of a band are numbers, or None where it has no finite values."""
-    ranks = band["percentiles"]
-    figures = [band[name] for name in ("mean", "std", "min", "max")]
-    has_ranks = ranks is None or {*ranks} == {*PERCENTILES}
-    return has_ranks and all(
-        figure is None or isinstance(figure, (int, float)) for figure in (*figures, *(ranks or {}).values())
-    )
+def _blank_statistics(built: Manifest) -> dict[str, dict[str, Any]]:
+    """The statistics of a repository with these splits, of one row of zeros each."""
+    blank: dict[str, dict[str, Any]] = {}
+    for config in built.configs:
+        statistics, splits = ConfigStatistics(layout.kind_of(config).bands), built.splits(config)
+        arrays = {name: np.zeros((1, 1, 1, len(bands.names)), bands.dtype) for name, bands in statistics.bands.items()}
+        statistics.add({"label": np.zeros(1, int), **arrays})
+        blank[config] = {split: statistics.summary() for split in splits}
+        if config == "geo":
+            for split, shared in places.shared({split: dict.fromkeys(PLACE, np.zeros(1)) for split in splits}).items():
+                blank[config][split]["shared"] = shared
+    return blank
 
 
-def _statistics_findings(folder: Path, built: Manifest) -> Iterator[Finding]:
+def _statistics_problems(folder: Path, built: Manifest) -> Iterator[str]:
     """Whether the statistics are of the splits, and at full size those that were published."""
-    if layout.STATISTICS_NAME not in built.files:
-        yield Finding(manifest.NAME, f"does not list {layout.STATISTICS_NAME}, expected the statistics of the shards")
-        return
     try:
-        found = read_statistics(folder)
-        splits = {config: [*of_splits] for config, of_splits in found.items()}
-        if splits != {config: [*built.splits(config)] for config in built.configs}:
-            raise ValueError(f"statistics of {manifest.shown(splits)}, expected of the repository's splits")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        yield Finding(layout.STATISTICS_NAME, f"can't be read ({_one_line(error)}), expected what build.py writes")
+        found = read_statistics(folder, built)
+    except (ValueError, OSError) as error:
+        yield f"can't be read ({_one_line(error)}), expected what build.py writes"
         return
     for config in built.configs:
+        is_official = layout.CONFIGS[config].files == so2sat.SOURCE_FILES and not built.synthetic
         for split, rows in built.splits(config).items():
-            summary = found[config][split]
+            summary, published = found[config][split], facts.PATCHES_PER_CLASS[split]
             counts = (*summary["patches_per_class"].values(),)
-            published = facts.PATCHES_PER_CLASS[split]
-            is_full = rows == sum(published) and layout.CONFIGS[config].files == so2sat.SOURCE_FILES
+            is_full = is_official and rows == sum(published)
             if sum(counts) != rows:
-                yield Finding(
-                    layout.STATISTICS_NAME, f"{sum(counts):,} patches of {config}, {split}, expected {rows:,}"
-                )
-            elif is_full and not built.synthetic and counts != published:
-                yield Finding(layout.STATISTICS_NAME, f"patches per class of {config}, {split}, expected {published}")
-            elif is_full and not built.synthetic and split == "train":
-                yield from _published_findings(summary["bands"])
+                yield f"{sum(counts):,} patches of {config}, {split}, expected {rows:,}"
+            elif is_full and counts != published:
+                yield f"patches per class of {config}, {split}, are {counts}, expected {published} as published"
+            elif is_full and split == "train":
+                yield from _band_problems(summary["bands"])
 
 
-def _published_findings(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]:
+def _band_problems(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     """Whether the bands of the full training split have the mean and standard deviation that were published."""
     for column in columns.keys() & facts.TRAIN_MEAN.keys():
         for band, mean, std in zip(columns[column], facts.TRAIN_MEAN[column], facts.TRAIN_STD[column]):
             for name, expected in (("mean", mean), ("std", std)):
                 # A mean near 0 is known no better than its band's spread allows.
                 if not math.isclose(band[name] or 0.0, expected, rel_tol=1e-3, abs_tol=1e-3 * std):
-                    what = f"{name} of {column} {band['name']} is {band[name]}, expected {expected:.6g} as published"
-                    yield Finding(layout.STATISTICS_NAME, what)
+                    yield f"{name} of {column} {band['name']} is {band[name]}, expected {expected:.6g} as published"
 
 
 def shared_places(folder: Path, built: Manifest) -> dict[str, dict[str, dict[str, int]]]:
     """What every pair of splits of `geo` shares, of a repository whose shards are there; see places.shared."""
-    columns = ["city", "epsg", "x", "y"]
     found = {}
     for split in built.splits("geo"):
-        names = built.shard_names("geo", split)
-        table = pa.concat_tables(pq.read_table(folder / name, columns=columns) for name in names)
-        found[split] = {name: table[name].to_numpy() for name in columns}
+        tables = [pq.read_table(folder / name, columns=[*PLACE]) for name in built.shard_names("geo", split)]
+        found[split] = {name: column.to_numpy() for name, column in zip(PLACE, pa.concat_tables(tables).columns)}
     return places.shared(found)
-
-
-def difference(found: Any, expected: Any, where: str = "") -> str:
-    """The first place where two trees of statistics differ by more than rounding, an empty string if none."""
-    if isinstance(found, Mapping) and isinstance(expected, Mapping) and found.keys() == expected.keys():
-        parts: Iterable[Any] = ((f"{where} {key}", found[key], expected[key]) for key in expected)
-    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        parts = ((f"{where} {other['name']}", value, other) for value, other in zip(found, expected))
-    elif isinstance(found, (int, float)) and isinstance(expected, float):
-        same = math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
-        return "" if same else f"{where.strip()} is {found}, expected {expected}"
-    else:
-        return "" if found == expected else f"{where.strip()} is {manifest.shown(found)}, expected {expected}"
-    return next((text for name, value, other in parts if (text := difference(value, other, name))), "")
 
 
 # ┌──────────┐
@@ -407,66 +361,60 @@ class Result:
 
 def check_shard(task: Task) -> Result:
     """Checks a shard: its checksum, then its footer, then labels and ids of all rows, and rows against the source."""
-    shard, path, result = task.shard, task.folder / task.shard.name, Result()
-    with path.open("rb") as raw:
+    shard, result = task.shard, Result()
+
+    def problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
+        wrong = [*footer_problems(shard, file)] or [*_row_problems(shard, file, result)]
+        yield from wrong
+        if not wrong and shard.source and task.rows != []:
+            yield from _source_problems(task, file, result)
+
+    with (task.folder / shard.name).open("rb") as raw:
         sha256 = sha_fileobj(raw).hex()
     if sha256 != task.record.sha256:
-        result.findings = [Finding(shard.name, f"sha256 {sha256[:16]}…, expected {task.record.sha256[:16]}…")]
-        return result
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            problems = [*_footer_problems(shard, file)] or [*_column_problems(shard, file)]
-            if not problems:
-                problems = [*_row_problems(shard, file, result)]
-                if shard.source and task.rows != []:
-                    problems += _source_problems(task, file, result)
-    except Exception as error:  # damaged bytes lead anywhere: Arrow's errors, bad UTF-8, lack of memory
-        problems = [f"can't be read ({_one_line(error)}), expected a Parquet file"]
-    result.findings = [Finding(shard.name, problem) for problem in problems]
+        result.findings = [Finding(shard.name, _sum_problem(sha256, task.record.sha256))]
+    else:
+        result.findings = [*shard_findings(task.folder, shard, problems)]
     return result
 
 
-def footer_findings(folder: Path, shard: Shard) -> Iterator[Finding]:
-    """Checks the footer of a shard's file."""
+def shard_findings(
+    folder: Path, shard: Shard, problems: Callable[[Shard, pq.ParquetFile], Iterator[str]]
+) -> Iterator[Finding]:
+    """What a check finds in a shard's file, or that the file can't be read."""
     try:
-        with pq.ParquetFile(folder / shard.name) as file:
-            yield from (Finding(shard.name, problem) for problem in _footer_problems(shard, file))
-    except Exception as error:  # damaged bytes lead Arrow to errors of any type
+        with pq.ParquetFile(folder / shard.name, page_checksum_verification=True) as file:
+            yield from [Finding(shard.name, problem) for problem in problems(shard, file)]
+    except Exception as error:  # damaged bytes lead anywhere: Arrow's errors, bad UTF-8, lack of memory
         yield Finding(shard.name, f"can't be read ({_one_line(error)}), expected a Parquet file")
 
 
-def _footer_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
-    """What is wrong with a shard's schema, features and row groups, without unpacking anything."""
+def footer_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
+    """What is wrong with a shard's schema, features and row groups, before anything is unpacked.
+
+    Arrow ends the process where columns are not what the schema and the rows say, so nothing is read then.
+    """
     kind = layout.kind_of(shard.config)
     found, expected = file.schema_arrow, kind.features.arrow_schema
-    if [(field.name, field.type) for field in found] != [(field.name, field.type) for field in expected]:
-        names = [name for name in expected.names if name in found.names and found.field(name) != expected.field(name)]
-        what = f"another type of {names[0]}" if names else f"columns {manifest.shown(found.names)}"
-        yield f"{what}, expected {', '.join(f'{field.name} {field.type}' for field in expected)}"
+    if not found.equals(expected):
+        yield f"columns are {manifest.shown([*map(str, found)])}, expected {manifest.shown([*map(str, expected)])}"
         return
     try:
         features = datasets.Features.from_dict(json.loads(found.metadata[b"huggingface"])["info"]["features"])
-    except Exception as error:  # whatever somebody wrote there
-        yield f"no features for `datasets` in its schema ({_one_line(error)}), expected those of the config"
-    else:
-        if features != kind.features:
-            yield "other features for `datasets` in its schema, expected those of the config"
+    except Exception:  # whatever somebody wrote there
+        features = None
+    if features != kind.features:
+        yield "other features for `datasets` in its schema, expected those of the config"
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
     sizes = [stop - start for start, stop in so2sat.blocks(shard.start, shard.stop, shard.group_rows)]
-    if [group.num_rows for group in groups] != sizes:
-        rows = manifest.shown([group.num_rows for group in groups])
-        yield f"row groups of {rows} rows, expected {manifest.shown(sizes)}"
+    if rows != sizes:
+        yield f"row groups of {manifest.shown(rows)} rows, expected {manifest.shown(sizes)}"
         return
+    lengths = {field.name: math.prod(getattr(field.type, "shape", ())) for field in expected}
     for index, group in enumerate(groups):
         if group.total_byte_size > 2 * kind.row_bytes * group.num_rows + (1 << 20):
             yield f"row group {index} unpacks to {group.total_byte_size:,} bytes, expected {kind.row_bytes:,} a row"
-
-
-def _column_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
-    """What is wrong with the columns of row groups. Arrow ends the process where a damaged footer describes them."""
-    lengths = {field.name: math.prod(getattr(field.type, "shape", ())) for field in file.schema_arrow}
-    for index in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(index)
         for column in map(group.column, range(group.num_columns)):
             name, values = column.path_in_schema, group.num_rows * lengths[column.path_in_schema.partition(".")[0]]
             if column.num_values != values:
@@ -479,17 +427,19 @@ def _row_problems(shard: Shard, file: pq.ParquetFile, result: Result) -> Iterato
     """What is wrong with the labels and ids of a shard by themselves."""
     table = file.read(["label", "sample_id"], use_threads=False)
     labels, ids = (table[name].fill_null(-1).to_numpy() for name in ("label", "sample_id"))
-    if (wrong := np.flatnonzero((labels < 0) | (labels >= len(so2sat.LABELS)))).size:
-        what = f"row {shard.start + wrong[0]} has label {table['label'][wrong[0]]}"
-        yield f"{what}{_more(wrong.size)}, expected 0 to {len(so2sat.LABELS) - 1}"
-    else:
-        result.labels = labels.astype(np.int8)
-    if (wrong := np.flatnonzero(ids != np.arange(shard.start, shard.stop))).size:
-        what = f"row {shard.start + wrong[0]} has sample_id {table['sample_id'][wrong[0]]}"
-        yield f"{what}{_more(wrong.size)}, expected {shard.start + wrong[0]}"
+    last = len(so2sat.LABELS) - 1
+    for name, wrong, expected in (
+        ("label", (labels < 0) | (labels > last), f"0 to {last}"),
+        ("sample_id", ids != np.arange(shard.start, shard.stop), "the number of its row"),
+    ):
+        if (rows := np.flatnonzero(wrong)).size:
+            what = f"row {shard.start + rows[0]} has {name} {table[name][rows[0]]}"
+            yield f"{what}{_more(rows.size)}, expected {expected}"
+        elif name == "label":
+            result.labels = labels.astype(np.int8)
 
 
-def _source_problems(task: Task, file: pq.ParquetFile, result: Result) -> list[str]:
+def _source_problems(task: Task, file: pq.ParquetFile, result: Result) -> Iterator[str]:
     """How rows differ from the source: for every column the first row, and how many more there are."""
     statistics = ConfigStatistics(layout.kind_of(task.shard.config).bands)
     first, count = dict[str, str](), collections.Counter[str]()
@@ -497,24 +447,25 @@ def _source_problems(task: Task, file: pq.ParquetFile, result: Result) -> list[s
         with layout.open_shard(task.shard) as reader:
             for start, found, expected in _pieces(task, file, reader):
                 statistics.add(expected)
-                for row, column, text in _differences(task, found, expected):
-                    first.setdefault(column, f"row {start + row} has {text} as in {reader.path}")
-                    count[column] += 1
+                for name, column in zip(found.schema.names, found.columns):
+                    for row, text in _differences(task, name, column, expected[name]):
+                        first.setdefault(name, f"row {start + row} has {name}{text} as in {reader.path}")
+                        count[name] += 1
                 result.compared_rows += found.num_rows
     except so2sat.SourceError as error:
-        return [*first.values(), f"can't be compared ({error}), expected a sound source"]
-    result.statistics = statistics if task.rows is None else None
-    return [f"{text}{_more(count[column])}" for column, text in first.items()]
+        yield f"can't be compared ({error}), expected a sound source"
+    else:
+        result.statistics = statistics if task.rows is None else None
+    yield from (f"{text}{_more(count[name])}" for name, text in first.items())
 
 
 def _pieces(
     task: Task, file: pq.ParquetFile, reader: layout.Reader
 ) -> Iterator[tuple[int, pa.RecordBatch, dict[str, npt.NDArray[Any]]]]:
     """What a shard and its source hold, by blocks or by the rows to compare: the first row of each, and both."""
-    groups = so2sat.blocks(task.shard.start, task.shard.stop, task.shard.group_rows)
-    for group, (group_start, group_stop) in enumerate(groups):
+    for group, edges in enumerate(so2sat.blocks(task.shard.start, task.shard.stop, task.shard.group_rows)):
         batches = file.iter_batches(so2sat.ROWS_PER_BLOCK, [group], use_threads=False)
-        for (start, stop), batch in zip(so2sat.blocks(group_start, group_stop), batches, strict=True):
+        for (start, stop), batch in zip(so2sat.blocks(*edges), batches, strict=True):
             rows = [(start, stop)]
             if task.rows is not None:
                 rows = [(row, row + 1) for row in task.rows if start <= row < stop]
@@ -527,46 +478,32 @@ def _pieces(
 # └────────┘
 
 
-def _differences(
-    task: Task, found: pa.RecordBatch, expected: Mapping[str, npt.NDArray[Any]]
-) -> Iterator[tuple[int, str, str]]:
-    """Rows that differ from the source: the row, its column, and what was found and expected."""
-    for name, column in zip(found.schema.names, found.columns):
-        if name == "image":
-            differences = _different_images(task, column, expected[name])
-        elif isinstance(column, pa.ExtensionArray):
-            differences = _different_arrays(column, expected[name])
-        elif name != "sample_id":  # which every row was checked for
-            differences = _different_values(name, column, expected[name])
-        else:
-            continue
-        yield from ((row, name, f"{name}{text}") for row, text in differences)
-
-
-def _different_values(name: str, found: pa.Array, expected: npt.NDArray[Any]) -> Iterator[tuple[int, str]]:
-    for row, (value, other) in enumerate(zip(found.to_pylist(), expected.tolist(), strict=True)):
-        # Another version of PROJ may compute the last digits of a longitude otherwise.
-        is_degree = name in ("longitude", "latitude") and value is not None
-        if not (math.isclose(value, other, rel_tol=0, abs_tol=MAX_DEGREES) if is_degree else value == other):
-            yield row, f" {manifest.shown(value)}, expected {other}"
-
-
-def _different_arrays(found: pa.ExtensionArray, expected: npt.NDArray[np.float32]) -> Iterator[tuple[int, str]]:
-    values = found.storage
-    for length in found.type.shape:
-        if values.null_count or (values.value_lengths().to_numpy() != length).any():
+def _differences(task: Task, name: str, found: pa.Array, expected: npt.NDArray[Any]) -> Iterator[tuple[int, str]]:
+    """Rows of a column that differ from the source: the row, and what was found and expected."""
+    if pa.types.is_struct(found.type):
+        yield from _different_images(task, found, expected)
+        return
+    if isinstance(found, pa.ExtensionArray):
+        flat, is_whole = found.storage, True
+        for length in found.type.shape:
+            is_whole &= not flat.null_count and pc.all(pc.equal(flat.value_lengths(), length)).as_py()
+            flat = flat.flatten()
+        if not is_whole or flat.null_count:
             yield 0, f" with nulls or lists of another length, expected {'×'.join(map(str, found.type.shape))} numbers"
             return
-        values = values.flatten()
-    if values.null_count:
-        yield 0, " with nulls, expected numbers"
-        return
-    array = values.to_numpy().reshape(expected.shape)
-    # Bits, so that NaN equals NaN and -0 is not 0.
-    differs = array.view(np.uint32) != np.ascontiguousarray(expected).view(np.uint32)
-    for row in np.flatnonzero(differs.any(axis=(1, 2, 3))):
+        values = flat.to_numpy().reshape(expected.shape)
+        # Bits, so that NaN equals NaN and -0 is not 0.
+        differs = values.view(np.uint32) != np.ascontiguousarray(expected).view(np.uint32)
+    else:
+        values = found.to_numpy(zero_copy_only=False)
+        # Another version of PROJ may compute the last digits of a longitude otherwise.
+        is_degree = name in ("longitude", "latitude")
+        differs = ~(np.abs(values - expected) <= MAX_DEGREES) if is_degree else values != expected
+    for row in np.flatnonzero(differs.reshape(len(differs), -1).any(axis=1)):
         at = (row, *np.argwhere(differs[row])[0])
-        yield int(row), f"[{', '.join(map(str, at[1:]))}] = {array[at]!s}, expected {expected[at]!s}"
+        place = f"[{', '.join(map(str, at[1:]))}] =" if len(at) > 1 else ""
+        value = manifest.shown(values[at]) if values.dtype == object else str(values[at])
+        yield int(row), f"{place} {value}, expected {expected[at]!s}"
 
 
 def _different_images(task: Task, found: pa.Array, expected: npt.NDArray[np.uint8]) -> Iterator[tuple[int, str]]:
@@ -603,19 +540,8 @@ def _pixels(image: bytes, image_format: str) -> npt.NDArray[np.float64]:
         return np.asarray(opened, np.float64)
 
 
-# ┌────────┐
-# │  Text  │
-# └────────┘
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(name if name.isprintable() and len(name) < 200 else manifest.shown(name) for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _more(count: int) -> str:
-    return f" (and {count - 1:,} more rows)" if count > 1 else ""
+def _more(count: int, what: str = "rows") -> str:
+    return f" (and {count - 1:,} more {what})" if count > 1 else ""
 
 
 def _one_line(error: BaseException) -> str:
