@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import contents, random_arrays, write_source
+from conftest import contents, edit_json, random_arrays, write_source
 from publishing import layout, manifest
 from publishing.command import CommandError
 from publishing.manifest import Manifest
@@ -32,10 +32,7 @@ def folder(repository: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[Any], Any]) -> None:
-    path = folder / manifest.NAME
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+    edit_json(folder / manifest.NAME, change)
 
 
 # ── What it tells ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -408,7 +408,7 @@ def footer_problems(shard: Shard, file: pq.ParquetFile) -> Iterator[str]:
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
     sizes = [stop - start for start, stop in so2sat.blocks(shard.start, shard.stop, shard.group_rows)]
-    if rows != sizes:
+    if rows != sizes or file.metadata.num_rows != shard.rows:
         yield f"row groups of {manifest.shown(rows)} rows, expected {manifest.shown(sizes)}"
         return
     lengths = {field.name: math.prod(getattr(field.type, "shape", ())) for field in expected}

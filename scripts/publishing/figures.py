@@ -163,9 +163,9 @@ def band_statistics(bands: Mapping[str, Sequence[Mapping[str, Any]]], note: str)
     """Draws mean, standard deviation and, where given, percentiles and extremes of every band.
 
     Args:
-        bands: `bands` of a split of config `all` in statistics.json, or what `published_bands` returns: for `sentinel1`
-            and `sentinel2` a mapping per band with `mean` and `std`, and perhaps `percentiles`, `min` and `max`. What
-            is None or not finite is left out.
+        bands: `bands` of a split of config `all` in statistics.json: for `sentinel1` and `sentinel2` a mapping per
+            band with `mean` and `std`, and perhaps `percentiles`, `min` and `max`. What is None or not finite is left
+            out.
         note: A line for the picture, may be empty.
 
     Returns:
@@ -223,18 +223,6 @@ def _decode(image: Any) -> Patch:
         with PIL.Image.open(io.BytesIO(image)) as file:
             image = file.convert("RGB")
     return np.asarray(image, np.uint8)
-
-
-def published_bands() -> dict[str, list[dict[str, Any]]]:
-    """Mean and standard deviation over edition 2's training split, for `band_statistics`."""
-    names = {"sentinel1": so2sat.SENTINEL1_BANDS, "sentinel2": so2sat.SENTINEL2_BANDS}
-    return {
-        column: [
-            {"name": band.name, "mean": mean, "std": std}
-            for band, mean, std in zip(bands, facts.TRAIN_MEAN[column], facts.TRAIN_STD[column])
-        ]
-        for column, bands in names.items()
-    }
 
 
 # ┌─────────┐

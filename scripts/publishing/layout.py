@@ -60,18 +60,6 @@ class Reader:
     read: Callable[[int, int], dict[str, npt.NDArray[Any]]]
 
 
-@contextlib.contextmanager
-def _open_patches(config: str, path: str) -> Iterator[Reader]:
-    with so2sat.open_source(path) as source:
-        yield Reader(path, source.rows, functools.partial(so2sat.read_columns, source, config))
-
-
-@contextlib.contextmanager
-def _open_places(config: str, path: str) -> Iterator[Reader]:
-    with places.open_both(path) as (patches, geo):
-        yield Reader(path, patches.rows, functools.partial(places.read_columns, patches, geo))
-
-
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """How large the parts of a split get.
@@ -94,14 +82,12 @@ class Kind:
         bands: Names of the bands of every array, by its column.
         row_bytes: What a row takes in memory at most: values and list offsets, or an image that did not compress.
         limits: How large a shard and its row groups get.
-        open: Opens what a split is read from, given the config and the file with the patches.
     """
 
     features: datasets.Features
     bands: Mapping[str, tuple[str, ...]]
     row_bytes: int
     limits: Limits
-    open: Callable[[str, str], contextlib.AbstractContextManager[Reader]]
 
 
 # Row groups have about 1.5 MB of images, 9 MB of arrays or 1 MB of places. A shard has at most 500 MB in memory, the
@@ -112,7 +98,6 @@ KINDS: Mapping[str, Kind] = {
         bands={"image": ("red", "green", "blue")},
         row_bytes=3_400,
         limits=Limits(group_rows=1024, shard_rows=32_768),
-        open=_open_patches,
     ),
     "all": Kind(
         features=so2sat.features("all"),
@@ -122,14 +107,12 @@ KINDS: Mapping[str, Kind] = {
         },
         row_bytes=82_300,
         limits=Limits(group_rows=128, shard_rows=47 * 128),
-        open=_open_patches,
     ),
     "geo": Kind(
         features=places.features(),
         bands={},
         row_bytes=80,
         limits=Limits(group_rows=16_384, shard_rows=1 << 20),
-        open=_open_places,
     ),
 }
 LIMITS: Mapping[str, Limits] = {name: kind.limits for name, kind in KINDS.items()}
@@ -196,13 +179,19 @@ def find_sources(folder: str, config: str) -> dict[str, str]:
     return sources
 
 
-def open_reader(config: str, path: str) -> contextlib.AbstractContextManager[Reader]:
+@contextlib.contextmanager
+def open_reader(config: str, path: str) -> Iterator[Reader]:
     """Opens what a split of a config is read from, given the file with the patches.
 
     Raises:
         so2sat.SourceError: A file is missing or not as expected.
     """
-    return kind_of(config).open(config, path)
+    if CONFIGS[config].kind == "geo":
+        with places.open_both(path) as (patches, geo):
+            yield Reader(path, patches.rows, functools.partial(places.read_columns, patches, geo))
+    else:
+        with so2sat.open_source(path) as source:
+            yield Reader(path, source.rows, functools.partial(so2sat.read_columns, source, config))
 
 
 # ┌──────────┐
@@ -455,13 +444,12 @@ def keep_statistics(folder: Path, records: Collection[ShardRecord]) -> None:
     """Removes from the build's state whatever is not the statistics of these shards."""
     kept = {_statistics_path(folder, record) for record in records}
     parent = folder / STATE_FOLDER / "statistics"
-    if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
-        parent.unlink()
-    for path in parent.iterdir() if parent.exists() else ():
+    is_folder = parent.is_dir() and not parent.is_symlink()
+    for path in [*parent.iterdir()] if is_folder else [parent]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _statistics_path(folder: Path, record: ShardRecord) -> Path:

@@ -9,7 +9,7 @@ import json
 import re
 import reprlib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ _repr.maxstring = _repr.maxother = 120
 shown = _repr.repr  # of what a file holds, which may be endless
 
 MAX_BYTES = 16 << 20  # of a file that is read whole; a full repository's manifest has 50 kB
-MAX_ROWS = 10_000_000  # of a source; the largest has 352,366
 MAX_SHARDS = 99_999  # of a split, by the digits of their names
 
 
@@ -116,13 +115,10 @@ class Manifest:
             found: Manifest = parse(cls, read_json(path))
             if found.versions.get("layout") != str(layout.LAYOUT_VERSION):
                 found.shards, found.files = {}, {}
-            for problem in _problems(found):
-                raise ValueError(problem)
-        except (ValueError, RecursionError) as error:
-            raise CommandError(
-                f"{path}: not a manifest of a So2Sat repository ({error}); restore it, or delete {folder} and build"
-                " anew"
-            ) from error
+            _check(found)
+        except ValueError as error:
+            what = f"not a manifest of a So2Sat repository ({error})"
+            raise CommandError(f"{path}: {what}; restore it, or delete {folder} and build anew") from error
         return found
 
 
@@ -132,11 +128,10 @@ def load_built(folder: Path) -> Manifest:
     Raises:
         CommandError: It is none.
     """
-    if not folder.is_dir():
-        raise CommandError(f"{folder}: no such folder, expected a repository that build.py made")
     built = Manifest.load(folder)
     if built is None:
-        raise CommandError(f"{folder}: no {NAME}, expected a repository that build.py made")
+        what = f"no {NAME}" if folder.is_dir() else "no such folder"
+        raise CommandError(f"{folder}: {what}, expected a repository that build.py made")
     return built
 
 
@@ -194,84 +189,68 @@ def read_small(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a small JSON file of a repository.
-
-    Raises:
-        ValueError: It is no such file.
-        OSError: It can't be read.
-    """
+    """Reads a small JSON file of a repository; the errors are those of read_small."""
     try:
         return json.loads(read_small(path))
     except RecursionError as error:
         raise ValueError("nested too deeply, expected JSON of build.py") from error
 
 
-def parse(type_: Any, value: Any, where: str = "") -> Any:
-    """Makes a value of a type from JSON: a dataclass, dict, list, str, int or Any, and nothing that only resembles it.
+def parse(type_: Any, value: Any, where: str = "it") -> Any:
+    """Makes a value of a type from JSON: a dataclass, dict, list, str or int, and nothing that only resembles it.
 
     Raises:
         ValueError: The JSON is of another type.
     """
-    origin, arguments = typing.get_origin(type_) or type_, typing.get_args(type_)
-    if type_ is Any:
-        return value
     if isinstance(type_, type) and dataclasses.is_dataclass(type_):
         fields = typing.get_type_hints(type_)
-        if not isinstance(value, dict) or {*value} != {*fields}:
-            raise ValueError(f"{where or 'it'} is {shown(value)}, expected the fields {', '.join(fields)}")
-        return type_(**{name: parse(field, value[name], f"{where} {name}".strip()) for name, field in fields.items()})
-    if type(value) is not origin:
-        raise ValueError(f"{where} is {shown(value)}, expected {origin.__name__}")
+        _require(isinstance(value, dict) and {*value} == {*fields}, where, value, f"the fields {', '.join(fields)}")
+        return type_(**{name: parse(field, value[name], f"{where}, {name}") for name, field in fields.items()})
+    origin, arguments = typing.get_origin(type_) or type_, typing.get_args(type_)
+    _require(type(value) is origin, where, value, origin.__name__)
     if origin is dict:
-        return {key: parse(arguments[1], member, f"{where} {shown(key)}") for key, member in value.items()}
-    if origin is list:
-        return [parse(arguments[0], member, where) for member in value]
-    return value
+        return {key: parse(arguments[1], member, f"{where}, {shown(key)}") for key, member in value.items()}
+    return [parse(arguments[0], member, where) for member in value] if origin is list else value
 
 
-def _problems(found: Manifest) -> Iterator[str]:
-    """What a manifest says that build.py would not write; what it names is a file of the plan, inside the folder."""
+def _check(found: Manifest) -> None:
+    """Makes sure that a manifest is one that build.py would write: what it names is of the plan, inside the folder."""
     configs = [config for config in layout.CONFIGS if config in found.configs]
-    if not configs or configs != found.configs:
-        yield f"configs are {shown(found.configs)}, expected some of {', '.join(layout.CONFIGS)}"
-        return
-    if {*found.versions} != {*current_versions()}:
-        yield f"versions are of {shown([*found.versions])}, expected of {', '.join(current_versions())}"
-    if found.image_format not in so2sat.IMAGE_FORMATS:
-        yield f"image_format is {found.image_format!r}, expected one of {', '.join(so2sat.IMAGE_FORMATS)}"
-    if {*found.limits} != {*layout.LIMITS}:
-        yield f"limits are of {shown([*found.limits])}, expected of {', '.join(layout.LIMITS)}"
-        return
-    for kind, limit in found.limits.items():
-        most = layout.LIMITS[kind]
-        if not (1 <= limit.group_rows <= most.group_rows and limit.group_rows <= limit.shard_rows <= most.shard_rows):
-            yield f"limits of {kind} are {limit}, expected at most {most}"
-            return
-    yield from _source_problems(found)
-    planned = {shard.name: shard for shard in found.plan()}
-    for name, record in found.shards.items():
-        if name not in planned or record.rows != planned[name].rows:
-            yield f"shard {shown(name)} has {record.rows:,} rows, expected only what its sources make"
-        if record.bytes < 1 or record.arrow_bytes < 1 or not _is_sha256(record.sha256):
-            yield f"shard {name} has {record}, expected sizes above 0 and a SHA-256"
-    for name, sha256 in found.files.items():
-        if name not in layout.OTHER_FILES or not _is_sha256(sha256):
-            yield f"file {shown(name)} is listed, expected only {', '.join(layout.OTHER_FILES)} with SHA-256"
-
-
-def _source_problems(found: Manifest) -> Iterator[str]:
-    splits = [(config, split) for config in found.configs for split in layout.CONFIGS[config].files]
+    _require(configs == found.configs != [], "configs", found.configs, f"some of {', '.join(layout.CONFIGS)}")
+    _require({*found.versions} == {*current_versions()}, "versions", found.versions, ", ".join(current_versions()))
+    _require(found.image_format in so2sat.IMAGE_FORMATS, "image_format", found.image_format, "jpeg or png")
+    _require({*found.limits} == {*layout.LIMITS}, "limits", found.limits, f"those of {', '.join(layout.LIMITS)}")
+    for kind, most in layout.LIMITS.items():
+        limit = found.limits[kind]
+        is_right = (
+            1 <= limit.group_rows <= min(most.group_rows, limit.shard_rows) and limit.shard_rows <= most.shard_rows
+        )
+        _require(is_right, f"limits of {kind}", limit, f"at most {most}")
+    splits = [(config, split) for config in configs for split in layout.CONFIGS[config].files]
     known = {name for config, split in splits for name in layout.source_files(config, split)}
-    least = min(limit.group_rows for limit in found.limits.values())
-    for name, record in found.sources.items():
-        if name not in known or not 1 <= record.rows <= min(MAX_ROWS, MAX_SHARDS * least) or record.bytes < 1:
-            yield f"source {shown(name)} has {record.rows:,} rows, expected a file of its configs"
-        if not _is_sha256(record.fingerprint) or not record.synthetic.isprintable():
-            yield f"source {name} has {shown(record)}, expected a SHA-256 and one line of text"
-    for config in found.configs:
-        if not found.splits(config):
-            yield f"config '{config}' has no source, expected at least one split"
+    most_rows = MAX_SHARDS * min(limit.group_rows for limit in found.limits.values())
+    for name, source in found.sources.items():
+        is_right = (
+            name in known and 1 <= source.rows <= most_rows and source.bytes > 0 and source.synthetic.isprintable()
+        )
+        expected = "a file of its configs: rows, bytes, a SHA-256 and a line of text"
+        _require(is_right and _is_sha256(source.fingerprint), f"source {shown(name)}", source, expected)
+    for config in configs:
+        _require(bool(found.splits(config)), f"sources of {config}", [*found.sources], "those of a split")
+    planned = {shard.name: shard.rows for shard in found.plan()}
+    for name, record in found.shards.items():
+        is_right = record.rows == planned.get(name) and min(record.bytes, record.arrow_bytes) > 0
+        expected = "what the sources make: its rows, bytes and a SHA-256"
+        _require(is_right and _is_sha256(record.sha256), f"shard {shown(name)}", record, expected)
+    for name, sha256 in found.files.items():
+        is_right = name in layout.OTHER_FILES and _is_sha256(sha256)
+        _require(is_right, f"file {shown(name)}", sha256, f"a SHA-256 of {', '.join(layout.OTHER_FILES)}")
 
 
 def _is_sha256(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _require(is_right: bool, what: str, found: object, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"{what}: {shown(found)}, expected {expected}")
