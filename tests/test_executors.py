@@ -78,24 +78,21 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_cluster_that_ran_an_earlier_version_runs_the_new_one(
-    scheduler: str, source_folder: Path, repository: Path, tmp_path: Path
+    scheduler: str, small_folder: Path, tmp_path: Path
 ) -> None:
-    found: list[str] = []
-    for compression in ("ZSTD", "GZIP", "ZSTD"):
-        project = tmp_path / "project"
-        shutil.copytree(PROJECT / "scripts", project / "scripts", dirs_exist_ok=True)
-        shutil.copy(PROJECT / "so2sat.py", project)
-        layout = project / "scripts" / "publishing" / "layout.py"
-        layout.write_text(layout.read_text().replace('"ZSTD"', f'"{compression}"'))
-        output = tmp_path / f"so2sat-{len(found)}"
-        options = [str(source_folder), str(output), "--config", "all", "--dask", scheduler]
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT / "scripts", project / "scripts")
+    shutil.copy(PROJECT / "so2sat.py", project)
+    layout = project / "scripts" / "publishing" / "layout.py"
+    current = layout.read_text()
+    for compression in ("GZIP", "ZSTD"):
+        layout.write_text(current.replace('"ZSTD"', f'"{compression}"'))
+        output = tmp_path / compression
+        options = [str(small_folder), str(output), "--config", "all", "--dask", scheduler]
         run = [sys.executable, "scripts/build.py", *options]
         subprocess.run(run, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, check=True)
         shard = pq.ParquetFile(next(output.glob("all/test-*.parquet")))
-        found.append(shard.metadata.row_group(0).column(0).compression)
-    assert found == ["ZSTD", "GZIP", "ZSTD"]
-    ours, theirs = ({path.name: path.read_bytes() for path in at.glob("all/*")} for at in (output, repository))
-    assert ours == theirs
+        assert shard.metadata.row_group(0).column(0).compression == compression
 
 
 def test_a_cluster_that_does_not_see_a_source_is_refused_before_work_starts(tmp_path: Path) -> None:

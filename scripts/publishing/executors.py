@@ -76,14 +76,14 @@ def processes(workers: int) -> Iterator[Run]:
 
 
 def _start_worker() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -105,21 +105,15 @@ def dask_cluster(address: str, workers: int, output: Path, sources: Sequence[str
     except ImportError as error:
         raise CommandError("--dask needs the package distributed: pip install 'so2sat[dask]'") from error
     with contextlib.ExitStack() as stack:
-        if address == "local":
-            cluster = distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-            )
-            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
-        else:
-            try:
-                client = stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
-            except (OSError, ValueError) as error:
-                raise CommandError(f"no Dask scheduler answers at {address} ({error})") from error
+        if is_local := address == "local":
+            options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+            address = stack.enter_context(distributed.LocalCluster(n_workers=workers, **options)).scheduler_address
         try:
+            client = stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-        except TimeoutError as error:
-            raise CommandError("the Dask cluster has no workers; start some and run the same command again") from error
-        if address != "local":
+        except (OSError, ValueError, distributed.TimeoutError) as error:
+            raise CommandError(f"no Dask scheduler with workers answers at {address} ({error})") from error
+        if not is_local:
             _send_package(client)
         _check_view(client, output, [path for path in sources if not is_remote_url(path)])
         yield _run_in(client.get_executor(pure=False), distributed.KilledWorker)
@@ -153,12 +147,12 @@ def _check_view(client: Any, output: Path, sources: Sequence[str]) -> None:
     token = output / f".{uuid.uuid4().hex}"
     token.touch()
     try:
-        for path, shown in [(str(token), str(output)), *((source, source) for source in sources)]:
-            for worker, sees in client.run(os.path.exists, path).items():
-                if not sees:
-                    raise CommandError(
-                        f"Dask worker {worker} doesn't see {shown}; SOURCE and OUTPUT must be on a file system that all"
-                        " workers share, under the same path"
-                    )
+        for path in (str(token), *sources):
+            blind = [worker for worker, sees in client.run(os.path.exists, path).items() if not sees]
+            if blind:
+                raise CommandError(
+                    f"Dask worker {blind[0]} doesn't see {output if path == str(token) else path}; SOURCE and OUTPUT"
+                    " must be on a file system that all workers share, under the same path"
+                )
     finally:
         token.unlink()
