@@ -180,19 +180,46 @@ def sign(repository: Path, name: str) -> None:
     (repository / card.NAME).write_text(card.render(built, statistics, repository.name))
 
 
+def write_table(path: Path, table: pa.Table, group_rows: int, **options: Any) -> None:
+    """Writes a table as a shard, by default in the layout that is expected."""
+    defaults = {"write_page_index": True, "write_page_checksum": True, "compression": "zstd", "use_dictionary": False}
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path, **{"row_group_size": group_rows, **defaults, **options})
+
+
 def write_shard(repository: Path, name: str, table: pa.Table, **options: Any) -> None:
-    """Writes a table as a shard, by default in the layout that is expected, and signs it."""
+    """Writes a table in place of a shard and signs it."""
     (planned,) = [shard for shard in manifest.load_built(repository).plan() if shard.name == name]
-    options = {
-        "row_group_size": planned.group_rows,
-        "write_page_index": True,
-        "write_page_checksum": True,
-        "compression": "zstd",
-        "use_dictionary": False,
-        **options,
-    }
-    pq.write_table(table, repository / name, **options)
+    write_table(repository / name, table, planned.group_rows, **options)
     sign(repository, name)
+
+
+Edit = Callable[[dict[str, Any]], Any]  # changes columns: arrays of NumPy, or lists of other values
+
+
+def edited(table: pa.Table, edit: Edit) -> pa.Table:
+    """A shard's table with edited columns."""
+    columns: dict[str, Any] = {}
+    for field in table.schema:
+        array = table[field.name].combine_chunks()
+        if isinstance(field.type, pa.ExtensionType):
+            values = array.storage.flatten().flatten().flatten().to_numpy()
+            columns[field.name] = values.reshape(len(array), *field.type.shape).copy()
+        else:
+            columns[field.name] = array.to_pylist()
+    edit(columns)
+    arrays = [
+        pa.ExtensionArray.from_storage(field.type, layout.nested_list(columns[field.name]))
+        if isinstance(field.type, pa.ExtensionType)
+        else pa.array(columns[field.name], field.type)
+        for field in table.schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=table.schema)
+
+
+def set_value(column: str, index: Any, value: Any) -> Edit:
+    """An edit of one place of a column."""
+    return lambda columns: columns[column].__setitem__(index, value)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
