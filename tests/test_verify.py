@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import build
-import so2sat
 import verify
 from conftest import (
     Arrays,
@@ -78,9 +75,8 @@ def test_a_sound_repository_has_no_findings(sound: Path) -> None:
     assert verify.verify(sound) == verify.Report(str(sound), shards=7, rows=2 * ROWS)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_sound_repository_equals_its_source(sound: Path, small_folder: Path, workers: int) -> None:
-    report = verify.verify(sound, str(small_folder), workers=workers)
+def test_a_sound_repository_equals_its_source(sound: Path, small_folder: Path) -> None:
+    report = verify.verify(sound, str(small_folder), workers=2)
     assert report == verify.Report(str(sound), shards=7, rows=2 * ROWS, compared_rows=2 * ROWS)
 
 
@@ -139,15 +135,6 @@ def test_a_sample_repeats_with_its_seed(sound: Path) -> None:
 
 
 # ── Without the source ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("part", ["header", "pages", "footer", "end"])
-def test_a_flipped_bit_is_one_finding_wherever_it_is(damaged: Path, part: str) -> None:
-    path = damaged / ALL_TRAIN_1
-    size = path.stat().st_size
-    footer = int.from_bytes(path.read_bytes()[-8:-4], "little")
-    flip(path, {"header": 2, "pages": size // 2, "footer": size - 8 - footer // 2, "end": size - 2}[part])
-    assert only(findings(damaged)).startswith(f"{ALL_TRAIN_1}: sha256 ")
 
 
 def test_exchanged_shards_are_two_findings(damaged: Path) -> None:
@@ -332,13 +319,3 @@ def test_a_source_folder_without_files_is_an_error(
 ) -> None:
     assert verify.main([str(sound), "--source", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no training.h5")
-
-
-def test_a_terminal_without_letters_gets_findings_and_help(sound: Path, tmp_path: Path) -> None:
-    repository = shutil.copytree(sound, tmp_path / "so2sat")
-    (repository / "größe.txt").touch()
-    environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(so2sat.__file__).parent)}
-    command = [sys.executable, verify.__file__, str(repository), "--workers", "1"]
-    done = subprocess.run(command, capture_output=True, env=environment, check=False)
-    assert done.stdout.startswith(b"gr\\xf6\\xdfe.txt: ")
-    assert (done.returncode, done.stderr) == (1, b"")
