@@ -1,17 +1,14 @@
 """Statistics of a config's bands: counts, moments, extremes and percentiles in one pass, mergeable over shards.
 
-Counts, minimum, maximum, mean and standard deviation are over every pixel; minimum, maximum and counts are exact. Mean
-and M2 (the sum of squared deviations) are accumulated in float64, block by block, each block's sums around a value
-near its own mean; blocks and shards are merged as Chan et al. 1983 do, so that neither a large offset nor heavy tails
-cost more than the last digits. The order of additions is fixed and no BLAS is involved: the results depend on the rows,
-their division into blocks and the order of merging, not on threads.
+METHOD says what the figures are. Mean and M2, the sum of squared deviations, are accumulated in float64 by blocks, each
+block's sums around a value near its own mean; blocks and shards are merged as Chan et al. 1983 do, so that neither a
+large offset nor heavy tails cost more than the last digits. The order of additions is fixed and no BLAS is involved:
+results depend on the rows, their division into blocks and the order of merging, not on threads.
 
-Percentiles come from histograms of integers, whose merging is exact in any order. A float32's bin is the upper half of
-its bits (sign, exponent and 7 bits of the mantissa) and stands for its middle, which is at most 2**-8 = 0.39 % away
-from any value in it (below 2**-126 in magnitude: at most 2**-133, absolute). To be fast the histograms of float32 bands
-count one pixel in four, those in even lines and columns of a patch; neighbours are much alike, so these tell nearly as
-much. A percentile p is the nearest rank: the smallest value that at least p % of the counted values don't exceed. For
-uint8 every pixel is counted and there is a bin per value, so everything is exact and comes from the histogram.
+Histograms are of integers, whose merging is exact in any order. A float32's bin is the upper half of its bits (sign,
+exponent and 7 bits of the mantissa) and stands for its middle, at most 2**-8 = 0.39 % away from any value in it (below
+2**-126 in magnitude: at most 2**-133, absolute). Neighbours are much alike, so that one pixel in four tells nearly as
+much as all. A uint8 has a bin per value, so everything about it is exact and comes from the histogram.
 """
 
 from __future__ import annotations
@@ -88,13 +85,7 @@ class BandStatistics:
             histogram[: len(found)] += found
 
     def merge(self, other: BandStatistics) -> None:
-        """Adds the rows of another; always in the same order, or the last digits of mean and std may differ.
-
-        Raises:
-            ValueError: It is of other bands.
-        """
-        if (self.names, self.dtype) != (other.names, other.dtype):
-            raise ValueError(f"bands are {other.names} of {other.dtype}, expected {self.names} of {self.dtype}")
+        """Adds the rows of another of the same bands; in another order the last digits of mean and std may differ."""
         self.size += other.size
         self.moments = _merged(self.moments, other.moments)
         self.histogram += other.histogram
@@ -106,29 +97,16 @@ class BandStatistics:
             `name`, `count`, `nonfinite`, `mean`, `std`, `min`, `max` and `percentiles`, by the names in PERCENTILES, of
             each band. All but name and counts are None where there are no finite values.
         """
-        moments = self.moments
-        if self.dtype == "uint8" and self.size:
-            moments = _of_counts(self.histogram)
-        return [self._summary(band, *moments[:, band].tolist()) for band in range(len(self.names))]
-
-    def _summary(self, band: int, count: float, mean: float, m2: float, low: float, high: float) -> dict[str, Any]:
-        result: dict[str, Any] = {"name": self.names[band], "count": int(count), "nonfinite": self.size - int(count)}
-        if count == 0:
-            return {**result, **dict.fromkeys(("mean", "std", "min", "max", "percentiles"))}
-        numbers = {"mean": mean, "std": float(np.sqrt(m2 / count)), "min": low, "max": high}
-        return {**result, **numbers, "percentiles": self._percentiles(band, low, high)}
-
-    def _percentiles(self, band: int, low: float, high: float) -> dict[str, float] | None:
-        values = _bin_values(self.dtype)
-        order = np.argsort(values, kind="stable")
-        order = order[np.isfinite(values[order])]
-        cumulative = self.histogram[band, order].cumsum()
-        counted = int(cumulative[-1])
-        if not counted:  # all finite values are among the pixels left out
-            return None
-        ranks = [-(-counted * thousandths // 1000) for thousandths in PERCENTILES.values()]
-        found = values[order[np.searchsorted(cumulative, ranks)]].clip(low, high)
-        return dict(zip(PERCENTILES, found.tolist()))
+        moments = _of_counts(self.histogram) if self.dtype == "uint8" and self.size else self.moments
+        bands = []
+        for name, histogram, (count, mean, m2, low, high) in zip(self.names, self.histogram, moments.T.tolist()):
+            figures: dict[str, Any] = dict.fromkeys(("mean", "std", "min", "max", "percentiles"))
+            if count:
+                percentiles = _percentiles(histogram, self.dtype, low, high)
+                std = float(np.sqrt(m2 / count))
+                figures = {"mean": mean, "std": std, "min": low, "max": high, "percentiles": percentiles}
+            bands.append({"name": name, "count": int(count), "nonfinite": self.size - int(count), **figures})
+        return bands
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Makes a dict of arrays for np.savez, from which `load` makes the same again, to the bit."""
@@ -170,7 +148,7 @@ class ConfigStatistics:
             statistics.add(columns[column])
 
     def merge(self, other: ConfigStatistics) -> None:
-        """Adds the rows of another; always in the same order, see BandStatistics.merge."""
+        """Adds the rows of another, see BandStatistics.merge."""
         self.patches_per_class += other.patches_per_class
         for column, statistics in self.bands.items():
             statistics.merge(other.bands[column])
@@ -182,22 +160,14 @@ class ConfigStatistics:
         return {"patches_per_class": patches, "bands": columns}
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Makes a dict of arrays for np.savez, from which `load` makes the same again, to the bit."""
-        return {
-            "patches_per_class": self.patches_per_class,
-            **{
-                f"{column}.{name}": array
-                for column, statistics in self.bands.items()
-                for name, array in statistics.to_arrays().items()
-            },
-        }
+        """Makes what BandStatistics.to_arrays makes, of all."""
+        arrays = {"patches_per_class": self.patches_per_class}
+        for column, statistics in self.bands.items():
+            arrays |= {f"{column}.{name}": array for name, array in statistics.to_arrays().items()}
+        return arrays
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Makes this, the statistics of no rows, what to_arrays was called on; an open .npz file will do.
-
-        Raises:
-            KeyError, ValueError, IndexError, TypeError: The arrays are of something else.
-        """
+        """Makes this what to_arrays was called on, see BandStatistics.load; an open .npz file will do."""
         self.patches_per_class = arrays["patches_per_class"].reshape(self.patches_per_class.shape)
         for column, statistics in self.bands.items():
             names = ("size", "moments", "bins", "counts")
@@ -269,6 +239,20 @@ def _merged(first: Moments, second: Moments) -> Moments:
     mean = first[1] + difference * share
     m2 = first[2] + second[2] + difference * difference * first[0] * share
     return np.stack([count, mean, m2, np.minimum(first[3], second[3]), np.maximum(first[4], second[4])])
+
+
+def _percentiles(histogram: npt.NDArray[np.int64], dtype: str, low: float, high: float) -> dict[str, float] | None:
+    """Those of a band from its histogram and extremes; None if all finite values are among the pixels left out."""
+    values = _bin_values(dtype)
+    order = np.argsort(values, kind="stable")
+    order = order[np.isfinite(values[order])]
+    cumulative = histogram[order].cumsum()
+    counted = int(cumulative[-1])
+    if not counted:
+        return None
+    ranks = [-(-counted * thousandths // 1000) for thousandths in PERCENTILES.values()]
+    found = values[order[np.searchsorted(cumulative, ranks)]].clip(low, high)
+    return dict(zip(PERCENTILES, found.tolist()))
 
 
 def _bin_values(dtype: str) -> npt.NDArray[np.float64]:

@@ -337,7 +337,7 @@ def _write_rows(file: BinaryIO, shard: Shard) -> tuple[int, ConfigStatistics]:
                     writer = stack.enter_context(pq.ParquetWriter(file, schema, **writer_options(schema, columns)))
                     writer.add_key_value_metadata({"content_defined_chunking": json.dumps(CONTENT_DEFINED_CHUNKING)})
                 tables.append(to_table(columns, schema, shard.image_format))
-            table = pa.concat_tables(tables).combine_chunks() if len(tables) > 1 else tables[0]
+            table = pa.concat_tables(tables).combine_chunks()
             arrow_bytes += table.nbytes
             assert writer is not None
             writer.write_table(table, row_group_size=shard.group_rows)
