@@ -427,16 +427,16 @@ def _row_problems(shard: Shard, file: pq.ParquetFile, result: Result) -> Iterato
     """What is wrong with the labels and ids of a shard by themselves."""
     table = file.read(["label", "sample_id"], use_threads=False)
     labels, ids = (table[name].fill_null(-1).to_numpy() for name in ("label", "sample_id"))
-    last = len(so2sat.LABELS) - 1
+    numbers, last = np.arange(shard.start, shard.stop), len(so2sat.LABELS) - 1
+    if not (is_odd := (labels < 0) | (labels > last)).any():
+        result.labels = labels.astype(np.int8)
     for name, wrong, expected in (
-        ("label", (labels < 0) | (labels > last), f"0 to {last}"),
-        ("sample_id", ids != np.arange(shard.start, shard.stop), "the number of its row"),
+        ("label", is_odd, [f"0 to {last}"] * len(ids)),
+        ("sample_id", ids != numbers, numbers),
     ):
         if (rows := np.flatnonzero(wrong)).size:
-            what = f"row {shard.start + rows[0]} has {name} {table[name][rows[0]]}"
-            yield f"{what}{_more(rows.size)}, expected {expected}"
-        elif name == "label":
-            result.labels = labels.astype(np.int8)
+            what = f"row {numbers[rows[0]]} has {name} {table[name][rows[0]]}"
+            yield f"{what}{_more(rows.size)}, expected {expected[rows[0]]}"
 
 
 def _source_problems(task: Task, file: pq.ParquetFile, result: Result) -> Iterator[str]:
@@ -502,7 +502,7 @@ def _differences(task: Task, name: str, found: pa.Array, expected: npt.NDArray[A
     for row in np.flatnonzero(differs.reshape(len(differs), -1).any(axis=1)):
         at = (row, *np.argwhere(differs[row])[0])
         place = f"[{', '.join(map(str, at[1:]))}] =" if len(at) > 1 else ""
-        value = manifest.shown(values[at]) if values.dtype == object else str(values[at])
+        value = str(values[at]) if len(at) > 1 else manifest.shown(found[int(row)].as_py())
         yield int(row), f"{place} {value}, expected {expected[at]!s}"
 
 

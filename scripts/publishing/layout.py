@@ -117,13 +117,10 @@ KINDS: Mapping[str, Kind] = {
 }
 LIMITS: Mapping[str, Limits] = {name: kind.limits for name, kind in KINDS.items()}
 
-# The builder's configs and `geo`, which is in repositories alone.
-_RGB, _ALL, *_OTHERS = so2sat.CONFIGS
-CONFIGS: Mapping[str, so2sat.Config] = {
-    **{name: so2sat.CONFIGS[name] for name in (_RGB, _ALL)},
-    "geo": so2sat.Config("geo", "City and position of every patch (edition 4)", so2sat.SOURCE_FILES),
-    **{name: so2sat.CONFIGS[name] for name in _OTHERS},
-}
+# The builder's configs, and after the first two `geo`, which is in repositories alone.
+_GEO = so2sat.Config("geo", "City and position of every patch (edition 4)", so2sat.SOURCE_FILES)
+_OTHERS = [*so2sat.CONFIGS.items()]
+CONFIGS: Mapping[str, so2sat.Config] = dict([*_OTHERS[:2], ("geo", _GEO), *_OTHERS[2:]])
 
 
 def kind_of(config: str) -> Kind:
@@ -143,11 +140,7 @@ def source_files(config: str, split: str) -> tuple[str, ...]:
 
 
 def source_paths(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The path of every source file by its name, those with the places last.
-
-    Args:
-        sources: What find_sources gives, by config.
-    """
+    """The path of every source file by its name, those with the places last, of what find_sources gives by config."""
     paths = {
         name: places.geo_file(path) if places.is_geo(name) else path
         for config, splits in sources.items()
@@ -310,9 +303,8 @@ def write_shard(shard: Shard, folder: Path) -> ShardRecord:
     with files.replacing(path) as file:
         arrow_bytes, statistics = _write_rows(file, shard)
         file.seek(0)
-        record = ShardRecord(
-            rows=shard.rows, sha256=sha_fileobj(file).hex(), bytes=file.tell(), arrow_bytes=arrow_bytes
-        )
+        sha256 = sha_fileobj(file).hex()
+        record = ShardRecord(rows=shard.rows, sha256=sha256, bytes=file.tell(), arrow_bytes=arrow_bytes)
         _save_statistics(folder, record, statistics)
     return record
 
@@ -415,9 +407,8 @@ def is_intact(folder: Path, shard: Shard, record: ShardRecord) -> bool:
     if not path.is_file() or path.stat().st_size != record.bytes:
         return False
     with path.open("rb") as file:
-        if sha_fileobj(file).hex() != record.sha256:
-            return False
-    return load_statistics(folder, shard.config, record) is not None
+        has_sum = sha_fileobj(file).hex() == record.sha256
+    return has_sum and load_statistics(folder, shard.config, record) is not None
 
 
 def load_statistics(folder: Path, config: str, record: ShardRecord) -> ConfigStatistics | None:
