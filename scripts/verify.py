@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,32 +130,37 @@ def verify(
     folder = Path(os.path.expanduser(repository)).resolve()
     built = manifest.load_built(folder)
     report = Report(str(folder))
+    for finding in _findings(folder, built, report, source, sample, seed, workers):
+        report.findings.append(finding)
+        if announce:
+            announce(finding)
+    return report
 
-    def note(findings: Iterable[Finding]) -> None:
-        for finding in findings:
-            report.findings.append(finding)
-            if announce:
-                announce(finding)
 
-    note(checks.file_findings(folder, built))
-    unsound = {finding.file for finding in report.findings}
+def _findings(
+    folder: Path, built: Manifest, report: Report, source: str | None, sample: int | None, seed: int, workers: int
+) -> Iterator[Finding]:
+    """Checks a repository step by step; counts and warnings go into the report."""
+    found = [*checks.file_findings(folder, built)]
+    yield from found
+    unsound = {finding.file for finding in found}
     sources = {config: layout.find_sources(source, config) for config in built.configs} if source else {}
     if sources:
-        note(_source_findings(built, sources))
+        yield from _source_findings(built, sources)
     shards = [shard for shard in built.plan(sources) if shard.name in built.shards and shard.name not in unsound]
     tasks = [_task(folder, built, shard, sample, seed) for shard in shards if (folder / shard.name).is_file()]
     results: dict[str, Result] = {}
     for task, result in _results(tasks, workers):
-        note(result.findings)
+        yield from result.findings
         results[task.shard.name] = result
-    report.shards, report.rows = len(tasks), sum(task.shard.rows for task in tasks)
-    report.compared_rows = sum(result.compared_rows for result in results.values())
+        report.shards += 1
+        report.rows += task.shard.rows
+        report.compared_rows += result.compared_rows
     if layout.STATISTICS_NAME in built.files.keys() - unsound and not checks.is_incomplete(folder):
         statistics = checks.read_statistics(folder, built)
-        note(_summary_findings(folder, built, statistics, results))
+        yield from _summary_findings(folder, built, statistics, results)
         report.warnings += checks.warnings(statistics)
     report.warnings += checks.name_warnings(folder)
-    return report
 
 
 def _source_findings(built: Manifest, sources: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
@@ -207,10 +212,10 @@ def _summary_findings(
     are_sound = all(result and not result.findings for result in places)
     shared = checks.shared_places(folder, built) if places and are_sound else {}
     for config in built.configs:
-        for split in built.splits(config):
+        for split, rows in built.splits(config).items():
             parts = [results.get(name, Result()) for name in built.shard_names(config, split)]
             of_parts = [part.labels for part in parts if part.labels is not None]
-            if len(of_parts) < len(parts):
+            if sum(map(len, of_parts)) != rows:
                 continue
             labels = np.concatenate(of_parts)
             other, theirs = known.setdefault(layout.CONFIGS[config].files[split], (config, labels))

@@ -161,6 +161,12 @@ def test_everything_wrong_is_found_at_once(damaged: Path, small_folder: Path) ->
     assert files(findings(damaged, small_folder)) == [RGB_TRAIN, "notes.txt", ALL_TRAIN_0, ALL_VALIDATION]
 
 
+@pytest.mark.parametrize("name", [ALL_TRAIN_1, ALL_TEST])
+def test_a_split_that_the_manifest_lists_in_part_is_not_compared_with_others(damaged: Path, name: str) -> None:
+    edit_json(damaged / manifest.NAME, lambda content: content["shards"].pop(name))
+    assert {*files(findings(damaged))} == {manifest.NAME, card.NAME}
+
+
 def test_damage_in_an_incomplete_build_is_found(damaged: Path) -> None:
     (damaged / card.NAME).write_text(card.INCOMPLETE)
     flip(damaged / RGB_TEST, 0)
