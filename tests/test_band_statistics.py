@@ -320,23 +320,6 @@ def test_arrays_bring_back_the_same(dtype: str, rows: int) -> None:
     assert_same(restored, statistics)
 
 
-DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "an array less": lambda arrays: arrays.pop("moments"),
-    "other bands": lambda arrays: arrays.update(moments=arrays["moments"][:, :2]),
-    "bins out of range": lambda arrays: arrays.update(bins=arrays["bins"] + (3 << 16)),
-    "fewer counts": lambda arrays: arrays.update(counts=arrays["counts"][:-1]),
-    "text": lambda arrays: arrays.update(size=np.array("many")),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_arrays_of_something_else_are_refused(damage: str) -> None:
-    arrays = stored(accumulated(blocks_of(DISTRIBUTIONS["normal"])))
-    DAMAGES[damage](arrays)
-    with pytest.raises((KeyError, ValueError, IndexError, TypeError)):
-        BandStatistics(NAMES).load(arrays)
-
-
 # ┌───────────┐
 # │  Configs  │
 # └───────────┘

@@ -179,10 +179,15 @@ def _as_folder(path: Path) -> None:
     path.mkdir()
 
 
-def _of_other_shapes(path: Path) -> None:
-    with np.load(path) as arrays:
-        other = {name: array[:1] if array.ndim else array for name, array in arrays.items()}
-    np.savez(path, **dict[str, Any](other))
+def _with(name: str, value: Any) -> Callable[[Path], None]:
+    """Puts another array among those of a file."""
+
+    def change(path: Path) -> None:
+        with np.load(path) as arrays:
+            changed = {**arrays, name: np.array(value)}
+        np.savez(path, **dict[str, Any](changed))
+
+    return change
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
@@ -192,7 +197,10 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "not a zip": lambda path: path.write_bytes(b"x" * 1000),
     "zeros inside": lambda path: path.write_bytes(path.read_bytes()[:60] + bytes(60) + path.read_bytes()[120:]),
     "without members": lambda path: np.savez(path, nothing=np.zeros(1)),
-    "of other shapes": _of_other_shapes,
+    "of other bands": _with("image.moments", np.zeros((5, 2))),
+    "of bins that are not there": _with("image.bins", [3 << 16]),
+    "of fewer counts": _with("image.counts", [1, 2]),
+    "of text": _with("image.size", "many"),
     "a folder": _as_folder,
 }
 
