@@ -14,18 +14,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 import huggingface_hub
-import pyarrow.parquet as pq
-import tenacity
 import tqdm
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import default_client_factory, get_session, hf_raise_for_status
@@ -33,6 +32,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+import publishing
 from publishing import card, checks, command, layout, manifest
 from publishing.command import CommandError
 
@@ -44,18 +44,12 @@ EXAMPLES = """\
 """
 
 TITLE = "So2Sat LCZ42 "  # how the title of an upload's commit begins, by which it is known again
-
 FILES_AT_ONCE = 5  # are sent between two steps of the progress bar
-ATTEMPTS = 8  # of a request
-LOAD_SECONDS = 900  # for the look at the result
+ATTEMPTS, LONGEST_PAUSE = 8, 300.0  # of a request, and seconds between two
 ANSWER_SECONDS = 300  # that the Hub may stay silent
-MAX_ANSWER_BYTES = (
-    3 << 20
-)  # of an answer of the Hub, which takes 30 times that once it is read; 1,000 files take 0.4 MB
-MAX_ENTRIES = 100_000  # of a listing of the Hub
-MAX_PATH_BYTES = 10_000_000  # of all paths of a dataset
-MAX_CARD_BYTES = 200_000  # of a card of others
-MAX_LINES = 20  # of a change of the card that are shown
+# Reading JSON takes 30 times its size. A thousand files are listed in 0.4 MB.
+MAX_ANSWER_BYTES, MAX_FILES, MAX_NAME = 3 << 20, 50_000, 500
+MAX_CARD, MAX_LINES = 200_000, 20  # bytes of a card of others that are read, changed lines of it that are shown
 Result = TypeVar("Result")
 
 
@@ -65,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Uploads a repository that build.py made to the Hugging Face Hub. All is checked first; data are sent next, and"
         " a single commit then shows them together with the card and removes what is stale, so that nobody ever sees"
         " a mixture. Interrupted and run again, it sends only what is missing. A card that others have changed on the"
-        " Hub is not replaced unasked. Who changed it last is told by the titles of commits: a change under the title"
-        f" of an upload ('{TITLE}...') is not seen. The token is that of 'hf auth login' or the environment variable"
-        " HF_TOKEN.",
+        f" Hub is not replaced unasked; a change under the title of an upload ('{TITLE}...') is not seen. The"
+        " token is that of 'hf auth login' or the environment variable HF_TOKEN.",
         EXAMPLES,
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="repository that build.py made")
@@ -82,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _repo_id(text: str) -> str:
-    if text.count("/") != 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ORG/NAME")
     try:
         validate_repo_id(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    if "/" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ORG/NAME")
     return text
 
 
@@ -102,12 +95,21 @@ def _run(options: argparse.Namespace) -> None:
     disable_progress_bars()
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(_without_secrets)
+    usual = signal.getsignal(signal.SIGINT)
+    publishing.end_on_ctrl_c()  # Python would wait for all files that are under way, maybe for minutes
     try:
         _upload(options)
     except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
         if options.debug:
             print(_shown(traceback.format_exc(), "\n"), file=sys.stderr)
         raise CommandError(f"the Hub: {_shown(str(error)) or type(error).__name__}; {_advice(error)}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if {*where.parts}.isdisjoint({"huggingface_hub", "httpx2", "json"}):
+            raise  # not by an answer of another shape, but a bug
+        raise CommandError(NO_HUB.format(_shown(repr(error)))) from error
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _upload(options: argparse.Namespace) -> None:
@@ -118,45 +120,38 @@ def _upload(options: argparse.Namespace) -> None:
     folder = options.folder.expanduser().resolve()
     built = manifest.load_built(folder)
     _check_folder(folder, built, name)
-    states = _states(folder, built)
+    changed_at = _changed_at(folder, built)
     api = HfApi()
     _check_token(api, name, options.create_pr)
     head = _find(api, name, revision, options.private)
-    plan = Plan(api, name, _read(folder, built, name), _ask(_tree, api, name, head) if head else {})
-    is_tagged = head and tag and _ask(plan.is_tagged, tag)
+    plan = Plan(api, options, _read(folder, built, name), _ask(_tree, api, name, head) if head else {})
+    if head and tag:
+        _ask(plan.check_tag, tag)
     print(f"{name}, {revision} ({f'at {head[:8]}' if head else 'will be made'}):")
     plan.show()
-    if head and card.NAME in [addition.path_in_repo for addition in plan.changed]:
+    if head and any(addition.path_in_repo == card.NAME for addition in plan.changed):
         _check_edits(api, name, head, options.replace_card)
     if options.dry_run:
         print("dry run: nothing was sent")
         return
     title = f"{TITLE}{built.versions['so2sat']}: {', '.join(built.configs)}"
-    proposed = _ask(plan.in_pull_request, title) if head and options.create_pr else None
     if head and not plan.changed and not plan.stale:
         print("up to date: no commit is needed")
-    elif proposed:
-        revision, head = proposed
-        print(f"up to date: {revision} proposes exactly this")
     else:
         if head is None:
             _ask(api.create_repo, name, repo_type="dataset", private=options.private, exist_ok=True)
             head = _ask(_head, api, name, revision)
-        _send(plan, revision, options.create_pr)
-        if _states(folder, built) != states:
+        _send(plan)
+        if _changed_at(folder, built) != changed_at:
             raise CommandError(f"{folder}: was changed while it was sent; nothing was committed, run it again")
-        revision, head = _ask(_commit, plan, title, head, revision, options.create_pr)
+        revision, head = _ask(_commit, plan, title, head)
     if differences := _ask(plan.differences, head):
         raise CommandError(f"{name} at {head}: {differences[0]} differs from {folder}; {AGAIN}")
-    _load_back(folder, built, name, head)
-    if tag and not is_tagged:
+    _load_back(built, name, head)
+    if tag:
         _ask(api.create_tag, name, tag=tag, revision=head, repo_type="dataset", exist_ok=True)
-    _print_result(api, name, built, revision)
-
-
-def _print_result(api: HfApi, name: str, built: manifest.Manifest, revision: str) -> None:
-    pull_request = re.fullmatch(r"refs/pr/(\d+)", revision)
-    print(_shown(f"{api.endpoint}/datasets/{name}" + (f"/discussions/{pull_request[1]}" if pull_request else "")))
+    page = f"/discussions/{revision.removeprefix('refs/pr/')}" if revision.startswith("refs/pr/") else ""
+    print(_shown(f"{api.endpoint}/datasets/{name}{page}"))
     at = "" if revision == "main" else f', revision="{revision}"'
     for config in built.configs[:2]:
         print(f'load_dataset("{name}", "{config}"{at})')
@@ -172,43 +167,39 @@ def _check_folder(folder: Path, built: manifest.Manifest, repo_id: str) -> None:
     script = f"{repo_id.split('/')[1]}.py"
     if script in built.files:
         raise CommandError(f"{repo_id}: nobody can load a dataset of this name with {script} in it; take another name")
-    findings = [*checks.repository_findings(folder, built)]
-    for finding in findings[1:]:
-        print(_shown(str(finding)), file=sys.stderr)
-    if findings:
-        raise CommandError(f"{_shown(str(findings[0]))}; nothing was sent: run build.py again, then verify.py")
+    for finding in checks.repository_findings(folder, built):
+        raise CommandError(f"{_shown(str(finding))}; nothing was sent: run build.py again, then verify.py")
 
 
-def _names(built: manifest.Manifest) -> list[str]:
-    """Files of a repository, the card last."""
-    return [*sorted({*built.files, *built.shards}), manifest.NAME, card.NAME]
-
-
-def _states(folder: Path, built: manifest.Manifest) -> list[tuple[int, int, int]]:
-    """What tells that a shard was changed without reading it."""
-    states = [(folder / name).lstat() for name in sorted(built.shards)]
-    return [(state.st_size, state.st_mtime_ns, state.st_ino) for state in states]
+def _changed_at(folder: Path, built: manifest.Manifest) -> list[int]:
+    """When shards changed last, which are read more than once."""
+    return [(folder / name).stat().st_ctime_ns for name in built.shards]
 
 
 def _read(folder: Path, built: manifest.Manifest, repo_id: str) -> list[CommitOperationAdd]:
     """Every file to upload, with the checksum that the manifest tells of; the card is that for its name on the Hub."""
     statistics = json.loads((folder / layout.STATISTICS_NAME).read_bytes())["configs"]
     text = card.render(built, statistics, repo_id)
+    try:
+        _ask(DatasetCard(text).validate, repo_type="dataset")
+    except ValueError as error:
+        raise CommandError(f"the Hub refuses the card ({_shown(str(error))}); run build.py again") from error
+    # What is small is kept, so that what is committed is what was checked, whatever becomes of the folder.
+    small = {name: (folder / name).read_bytes() for name in [*built.files, manifest.NAME]}
+    contents: dict[str, bytes | Path] = {**small, card.NAME: text.encode()}
+    contents.update((name, folder / name) for name in built.shards)
     sha256 = {**built.files, **{name: record.sha256 for name, record in built.shards.items()}}
     additions = []
     total = sum(record.bytes for record in built.shards.values())
     with tqdm.tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
-        for name in _names(built):
-            # What is small is kept, so that what is committed is what was checked, whatever becomes of the folder.
-            content = folder / name if name in built.shards else (folder / name).read_bytes()
-            addition = CommitOperationAdd(name, text.encode() if name == card.NAME else content)
+        for name in sorted(contents):
+            addition = CommitOperationAdd(name, contents[name])
             found = addition.upload_info.sha256.hex()  # reads a shard
             if found != sha256.get(name, found):
                 wrong = f"sha256 {found[:16]}, expected {sha256[name][:16]}"
                 raise CommandError(f"{folder / name}: {wrong}; nothing was sent: run build.py again")
             additions.append(addition)
             bar.update(addition.upload_info.size if name in built.shards else 0)
-    _ask(_validate, text)
     return additions
 
 
@@ -219,35 +210,15 @@ def _read(folder: Path, built: manifest.Manifest, repo_id: str) -> list[CommitOp
 # What asks more than once says `_ask`; the rest leaves that to its callers.
 
 
-def _validate(text: str) -> None:
-    try:
-        DatasetCard(text).validate(repo_type="dataset")
-    except ValueError as error:
-        raise CommandError(f"the Hub refuses the card ({_shown(str(error))}); run build.py again") from error
-
-
 def _check_token(api: HfApi, repo_id: str, create_pr: bool) -> None:
     """Makes sure that there is a token and that it may write, or propose."""
     token = huggingface_hub.get_token()
     if token is None or not token.isascii():
         found = "no token of the Hub" if token is None else "the token has letters that no token of the Hub has"
         raise CommandError(f"{found}: run 'hf auth login', or set HF_TOKEN to a token that may write")
-    user = _ask(api.whoami, is_first=True)
-    try:
-        name, role = user["name"], user["auth"].get("accessToken", {}).get("role")
-        namespaces = {name, *(organisation["name"] for organisation in user["orgs"])}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CommandError(NO_HUB.format(repr(error))) from error
-    if role == "read":
-        raise CommandError("this token may only read: make one that may write under Settings, Access Tokens on the Hub")
-    try:
-        _ask(api.auth_check, repo_id, repo_type="dataset", write=not create_pr)
-    except RepositoryNotFoundError as error:
-        namespace = repo_id.split("/")[0]
-        if namespace not in namespaces:
-            raise CommandError(
-                f"{repo_id} is not there or not visible to {name}, who is not in {namespace} and can't make it"
-            ) from error
+    with contextlib.suppress(RepositoryNotFoundError):  # who may make it is told when it is made, before data are sent
+        # Asked once: nothing is lost yet, and it may not be the Hub at all.
+        _ask(api.auth_check, repo_id, repo_type="dataset", write=not create_pr, attempts=1)
 
 
 def _find(api: HfApi, repo_id: str, revision: str, private: bool) -> str | None:
@@ -273,24 +244,16 @@ def _head(api: HfApi, repo_id: str, revision: str) -> str | None:
 
 def _tree(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
     """Files of a commit: SHA-256 of those in LFS, the Git object's name of others."""
-    tree, size = {}, 0
-    for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type="dataset"):
-        size += len(entry.path) + MAX_PATH_BYTES // MAX_ENTRIES
-        if size > MAX_PATH_BYTES:
+    tree = {}
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type="dataset")
+    for number, entry in enumerate(entries):
+        if number > MAX_FILES or len(entry.path) > MAX_NAME:
             raise CommandError(NO_HUB.format("a listing without an end"))
         if isinstance(entry, RepoFile):
             tree[entry.path] = str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
     if ".gitignore" in tree:
         raise CommandError(f"{repo_id} has a .gitignore, by which the Hub leaves files out; delete it there")
     return tree
-
-
-def _oid(addition: CommitOperationAdd, tree: dict[str, str]) -> str:
-    """What a tree says of this file: its SHA-256, or for a file outside LFS its Git object's name."""
-    if len(tree.get(addition.path_in_repo, "")) == 64:
-        return addition.upload_info.sha256.hex()
-    with addition.as_file() as file:
-        return git_hash(file.read())
 
 
 class Plan:
@@ -302,20 +265,17 @@ class Plan:
         stale: Files there that earlier uploads left, or that break the dataset.
     """
 
-    def __init__(self, api: HfApi, repo_id: str, additions: Sequence[CommitOperationAdd], tree: dict[str, str]) -> None:
+    def __init__(
+        self, api: HfApi, options: argparse.Namespace, additions: Sequence[CommitOperationAdd], tree: dict[str, str]
+    ) -> None:
         """Compares what is to be with a tree."""
-        self.api, self.repo_id, self.additions = api, repo_id, additions
-        self.changed = self._unlike(tree)
+        self.api, self.repo_id, self.additions = api, options.repo_id, additions
+        self.revision, self.create_pr = options.revision, options.create_pr
+        self.changed = _unlike(additions, tree)
+        unwanted = {"so2sat.py", f"{self.repo_id.split('/')[1]}.py", "dataset_infos.json", *layout.OTHER_FILES}
+        shard = re.compile(rf"({'|'.join(layout.CONFIGS)})/[^/]*\.parquet")
         kept = {addition.path_in_repo for addition in additions}
-        self.stale = [name for name in tree if name not in kept and self._is_stale(name)]
-
-    def _unlike(self, tree: dict[str, str]) -> list[CommitOperationAdd]:
-        return [addition for addition in self.additions if tree.get(addition.path_in_repo) != _oid(addition, tree)]
-
-    def _is_stale(self, name: str) -> bool:
-        folder, _, file = name.rpartition("/")
-        is_ours = name in layout.OTHER_FILES or (folder in layout.CONFIGS and file.endswith(".parquet"))
-        return is_ours or name in {"so2sat.py", f"{self.repo_id.split('/')[1]}.py", "dataset_infos.json"}
+        self.stale = sorted(name for name in {*tree} - kept if name in unwanted or shard.fullmatch(name))
 
     def show(self) -> None:
         """Says what is to be done."""
@@ -329,188 +289,139 @@ class Plan:
     def differences(self, commit: str) -> list[str]:
         """Files of a commit that are not what they must be."""
         tree = _tree(self.api, self.repo_id, commit)
-        return [addition.path_in_repo for addition in self._unlike(tree)] + sorted({*self.stale} & {*tree})
+        return [addition.path_in_repo for addition in _unlike(self.additions, tree)] + [*{*self.stale} & {*tree}]
 
-    def is_tagged(self, tag: str) -> bool:
-        """Whether a tag is there, on exactly this; it may be on nothing else."""
+    def check_tag(self, tag: str) -> None:
+        """Makes sure that a tag is not on anything else."""
         tags = self.api.list_repo_refs(self.repo_id, repo_type="dataset").tags
-        commits = [ref.target_commit for ref in tags if ref.name == tag]
-        if commits and self.differences(commits[0]):
-            raise CommandError(
-                f"{self.repo_id} has the tag {tag} already, on other files ({commits[0][:8]}) that people may rely on;"
-                " choose another tag, or delete that on the Hub"
-            )
-        return bool(commits)
+        for commit in [ref.target_commit for ref in tags if ref.name == tag]:
+            if self.differences(commit):
+                raise CommandError(
+                    f"{self.repo_id} has the tag {tag} already, on other files ({commit[:8]}) that people may rely on;"
+                    " choose another tag, or delete that on the Hub"
+                )
 
     def in_pull_request(self, title: str) -> tuple[str, str] | None:
         """The open pull request that proposes exactly this, and its commit."""
         pulls = self.api.get_repo_discussions(
             self.repo_id, repo_type="dataset", discussion_type="pull_request", discussion_status="open"
         )
-        for pull in itertools.islice(pulls, MAX_ENTRIES):
-            if pull.title == title:
-                commit = _head(self.api, self.repo_id, f"refs/pr/{pull.num}")
-                if commit and not self.differences(commit):
-                    return f"refs/pr/{pull.num}", commit
+        for revision in [f"refs/pr/{pull.num}" for pull in itertools.islice(pulls, MAX_FILES) if pull.title == title]:
+            if (commit := _head(self.api, self.repo_id, revision)) and not self.differences(commit):
+                return revision, commit
         return None
+
+
+def _unlike(additions: Sequence[CommitOperationAdd], tree: dict[str, str]) -> list[CommitOperationAdd]:
+    """Files that a tree lacks or has otherwise."""
+    return [addition for addition in additions if tree.get(addition.path_in_repo) != _oid(addition, tree)]
+
+
+def _oid(addition: CommitOperationAdd, tree: dict[str, str]) -> str:
+    """What a tree says of this file: its SHA-256, or for a file outside LFS its Git object's name."""
+    if len(tree.get(addition.path_in_repo, "")) == 64:
+        return addition.upload_info.sha256.hex()
+    with addition.as_file() as file:
+        return git_hash(file.read())
 
 
 def _check_edits(api: HfApi, repo_id: str, head: str, replace_card: bool) -> None:
     """Shows what others have written into the card since the last upload, which must be told to replace it."""
-    infos = _ask(
-        api.get_paths_info, repo_id, [card.NAME, manifest.NAME], revision=head, expand=True, repo_type="dataset"
-    )
+    names = [card.NAME, manifest.NAME]
+    infos = _ask(api.get_paths_info, repo_id, names, revision=head, expand=True, repo_type="dataset")
     last = {info.path: info.last_commit for info in infos if info.last_commit}
     if card.NAME not in last or last[card.NAME].title.startswith(TITLE):
         return
     # An upload changes the manifest too, unless nothing but the card was new.
-    ours = _ask(_card, api, repo_id, last[manifest.NAME].oid) if manifest.NAME in last else ""
+    upload = last.get(manifest.NAME)
+    ours = _ask(_card, api, repo_id, upload.oid) if upload and upload.title.startswith(TITLE) else ""
     theirs = _ask(_card, api, repo_id, head)
     diff = difflib.unified_diff(ours.splitlines(), theirs.splitlines(), n=0, lineterm="")
     lines = [line for line in itertools.islice(diff, 2, None) if line[0] in "+-"]
     # Not by a YAML parser, which a few lines can keep busy with gigabytes.
-    names = dict.fromkeys(re.findall(r"\bconfig_name: *[\"']?([\w.-]+)", theirs))
-    configs = [name for name in names if name not in layout.CONFIGS]
-    named = f", with the configs {', '.join(configs)}" if configs else ""
-    print(f"  others have changed {len(lines)} lines of the card{named}:")
+    configs = {*re.findall(r"\bconfig_name: *[\"']?([\w.-]+)", theirs)} - {*layout.CONFIGS}
+    problem = "others have changed the card" + (f", with the configs {', '.join(sorted(configs))}" if configs else "")
+    print(f"  {problem}, in {len(lines)} lines:")
     for line in sorted(lines, key=lambda line: line[0])[:MAX_LINES]:  # their words first
         print(f"    {_shown(line)[:100]}")
     if not replace_card:
-        raise CommandError(f"{repo_id}: others have changed the card{named}; --replace-card takes their changes away")
+        raise CommandError(f"{repo_id}: {problem}; --replace-card takes their changes away")
 
 
 def _card(api: HfApi, repo_id: str, commit: str) -> str:
-    """The card of a commit, nothing if it has none."""
     url = f"{api.endpoint}/datasets/{repo_id}/resolve/{commit}/{card.NAME}"
     response = get_session().get(url, headers=build_hf_headers())
-    try:
-        hf_raise_for_status(response)
-    except RemoteEntryNotFoundError:
-        return ""
-    return response.content[:MAX_CARD_BYTES].decode(errors="replace")
+    hf_raise_for_status(response)
+    return response.content[:MAX_CARD].decode(errors="replace")
 
 
-# ┌───────────┐
-# │  Sending  │
-# └───────────┘
-
-
-def _send(plan: Plan, revision: str, create_pr: bool) -> None:
+def _send(plan: Plan) -> None:
     """Sends the data, which nobody sees before the commit. What the Hub has already is not sent again."""
 
     def send(files: Sequence[CommitOperationAdd]) -> None:
+        target: dict[str, Any] = {"repo_type": "dataset", "revision": plan.revision, "create_pr": plan.create_pr}
         try:
-            plan.api.preupload_lfs_files(
-                plan.repo_id,
-                additions=files,
-                repo_type="dataset",
-                revision=revision,
-                create_pr=create_pr,
-                num_threads=FILES_AT_ONCE,
-            )
+            plan.api.preupload_lfs_files(plan.repo_id, additions=files, num_threads=FILES_AT_ONCE, **target)
         except RuntimeError as error:
             # It wraps what happens to a file. hf_xet has no other error for a connection that fails.
             raise error.__cause__ or httpx2.NetworkError(str(error)) from error
 
     total = sum(addition.upload_info.size for addition in plan.changed)
-    bar = tqdm.tqdm(total=total, desc="sending", unit="B", unit_scale=True, disable=None)
-    with bar, _ended_at_once():
+    with tqdm.tqdm(total=total, desc="sending", unit="B", unit_scale=True, disable=None) as bar:
         for start in range(0, len(plan.changed), FILES_AT_ONCE):
             files = plan.changed[start : start + FILES_AT_ONCE]
             _ask(send, files)
             bar.update(sum(file.upload_info.size for file in files))
 
 
-@contextlib.contextmanager
-def _ended_at_once() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once. Python would wait for all files that are under way, maybe for minutes."""
-
-    def end(*_: object) -> None:
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGINT)
-
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-
-
-def _commit(plan: Plan, title: str, parent: str, revision: str, create_pr: bool) -> tuple[str, str]:
+def _commit(plan: Plan, title: str, parent: str) -> tuple[str, str]:
     """Makes the commit, unless an attempt whose answer was lost has made it; returns what shows it, and the commit."""
-    if create_pr:
+    if plan.create_pr:
         if proposed := plan.in_pull_request(title):
+            print(f"up to date: {proposed[0]} proposes exactly this")
             return proposed
-    elif (head := _head(plan.api, plan.repo_id, revision)) != parent:
+    elif (head := _head(plan.api, plan.repo_id, plan.revision)) != parent:
         if head and not plan.differences(head):
-            return revision, head
+            return plan.revision, head
         raise CommandError(
-            f"{plan.repo_id}: somebody else has changed {revision} meanwhile ({parent[:8]} became {str(head)[:8]});"
-            " nothing was committed. Look at their change, then run the same command again"
+            f"{plan.repo_id}: somebody else has changed {plan.revision} meanwhile ({parent[:8]} became"
+            f" {str(head)[:8]}); nothing was committed. Look at their change, then run the same command again"
         )
     info = plan.api.create_commit(
         plan.repo_id,
-        [*plan.changed, *(CommitOperationDelete(name) for name in plan.stale)],
+        [*plan.changed, *map(CommitOperationDelete, plan.stale)],
         commit_message=title,
         repo_type="dataset",
-        revision=revision,
-        create_pr=create_pr,
+        revision=plan.revision,
+        create_pr=plan.create_pr,
         parent_commit=parent,
     )
-    return info.pr_revision or revision, info.oid
+    return info.pr_revision or plan.revision, info.oid
 
-
-# ┌───────────┐
-# │  Looking  │
-# └───────────┘
 
 # A process of its own: a stream that is left before its end can hang Python at exit.
 _LOAD = """
-import json, os, sys
+import os, sys
 from datasets import load_dataset
 repo_id, revision, *configs = sys.argv[1:]
-found = {}
 for config in configs:
-    for split, rows in load_dataset(repo_id, config, revision=revision, streaming=True).items():
-        row = next(iter(rows))
-        found[f"{config}/{split}"] = [row["label"], row["sample_id"]]
-print(json.dumps(found), flush=True)
+    for rows in load_dataset(repo_id, config, revision=revision, streaming=True).values():
+        next(iter(rows))
 os._exit(0)
 """
 
 
-def _load_back(folder: Path, built: manifest.Manifest, repo_id: str, commit: str) -> None:
-    """Streams the first row of every split, as a user would, and compares it with that of the repository."""
+def _load_back(built: manifest.Manifest, repo_id: str, commit: str) -> None:
+    """Streams the first row of every split, as a user would."""
     print(f"loading {', '.join(built.configs)} back")
     run = [sys.executable, "-c", _LOAD, repo_id, commit, *built.configs]
     environment = {**os.environ, "HF_ENDPOINT": HfApi().endpoint}  # datasets can't do with a slash at its end
-    try:
-        # Elsewhere, because load_dataset prefers a folder ORG/NAME to the Hub.
-        with tempfile.TemporaryDirectory() as elsewhere:
-            done = subprocess.run(
-                run, capture_output=True, text=True, timeout=LOAD_SECONDS, env=environment, cwd=elsewhere
-            )
-    except subprocess.TimeoutExpired as error:
-        raise CommandError(f"{repo_id} is uploaded, but could not be loaded in {LOAD_SECONDS} s") from error
+    # Elsewhere, because load_dataset prefers a folder ORG/NAME to the Hub.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(run, stderr=subprocess.PIPE, text=True, env=environment, cwd=elsewhere)
     if done.returncode:
         reason = _shown(done.stderr.strip().rpartition("\n")[2])
         raise CommandError(f"{repo_id} is uploaded, but can't be loaded: {reason}")
-    found = json.loads(done.stdout)
-    for config in built.configs:
-        for split in built.splits(config):
-            row, expected = found.get(f"{config}/{split}"), _first_row(folder / built.shard_names(config, split)[0])
-            if row != expected:
-                raise CommandError(
-                    f"{repo_id}: first row of {config}, {split} has label and sample_id {row}, expected {expected}"
-                )
-
-
-def _first_row(path: Path) -> list[int]:
-    with pq.ParquetFile(path) as file:
-        (row,) = next(file.iter_batches(1, columns=["label", "sample_id"])).to_pylist()
-    return [row["label"], row["sample_id"]]
 
 
 # ┌──────────┐
@@ -537,49 +448,33 @@ def _advice(error: Exception) -> str:
         return "HF_ENDPOINT must be an address like https://huggingface.co; set it right or unset it"
     if isinstance(error, httpx2.ConnectError):
         return f"look at the network, and at HF_ENDPOINT if it is set; {AGAIN} then"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    lasting = "the same command would fail again: put right what it says"
-    return ADVICE.get(status) or (lasting if 400 <= status < 500 and not _is_transient(error) else AGAIN)
+    if isinstance(error, HfHubHTTPError) and not _is_transient(error):
+        return ADVICE.get(error.response.status_code, "the same command would fail again: put right what it says")
+    return AGAIN
 
 
-def _is_transient(error: BaseException) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether the same request may well succeed."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in (408, 409, 412, 429) or status >= 500  # 409, 412: _commit looks who has changed the branch
-    is_proxy_page = isinstance(error, json.JSONDecodeError)
-    return is_proxy_page or (isinstance(error, httpx2.TransportError) and type(error) is not httpx2.UnsupportedProtocol)
+    passing = (httpx2.TransportError, json.JSONDecodeError)  # the latter: the page of a proxy
+    return isinstance(error, passing) and not isinstance(error, httpx2.UnsupportedProtocol)
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next attempt: what the Hub asks for, or ever longer."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    return min(float(asked), 300.0) if asked.isdecimal() else tenacity.wait_exponential(max=60)(state)
-
-
-def _before_sleep(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    tqdm.tqdm.write(f"the Hub: {_shown(str(error))}; next attempt in {state.upcoming_sleep:.0f} s", file=sys.stderr)
-
-
-def _ask(function: Callable[..., Result], *args: Any, is_first: bool = False, **options: Any) -> Result:
-    """Calls a function that asks the Hub, again after a passing fault; at first, to find no Hub there is none."""
-    lasting = (httpx2.ConnectError, json.JSONDecodeError) if is_first else ()
-    attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: _is_transient(error) and not isinstance(error, lasting)),
-        wait=_wait,
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
-        before_sleep=_before_sleep,
-        reraise=True,
-    )
-    try:
-        return attempts(function, *args, **options)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if {*where.parts}.isdisjoint({"huggingface_hub", "httpx2", "json"}):
-            raise  # not by an answer of another shape, but a bug
-        raise CommandError(NO_HUB.format(_shown(repr(error)))) from error
+def _ask(function: Callable[..., Result], *args: Any, attempts: int = ATTEMPTS, **options: Any) -> Result:
+    """Calls a function that asks the Hub, again after a passing fault: when the Hub wants it, or ever later."""
+    for failures in range(1, attempts):
+        try:
+            return function(*args, **options)
+        except (httpx2.HTTPError, json.JSONDecodeError) as error:
+            if not _is_transient(error):
+                raise
+            asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+            pause = min(float(asked), LONGEST_PAUSE) if asked.isdecimal() else min(60.0, 2.0**failures)
+            tqdm.tqdm.write(f"the Hub: {_shown(str(error))}; next attempt in {pause:.0f} s", file=sys.stderr)
+            time.sleep(pause)
+    return function(*args, **options)
 
 
 def _shown(text: str, line_end: str = " ") -> str:
@@ -602,33 +497,21 @@ def _client() -> httpx2.Client:
     client = default_client_factory()
     client.headers["Accept-Encoding"] = "identity"
     client.timeout = httpx2.Timeout(ANSWER_SECONDS)
-    client.event_hooks["response"].append(_bound)
+    client.event_hooks["response"].append(_read_bounded)
     return client
 
 
-def _bound(response: httpx2.Response) -> None:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise CommandError(NO_HUB.format("a packed answer, for which nothing asked"))
-    assert isinstance(response.stream, httpx2.SyncByteStream)
-    response.stream = _Bounded(response.stream)
-
-
-class _Bounded(httpx2.SyncByteStream):
-    """The content of an answer; an error ends one that is larger than any of the Hub's."""
-
-    def __init__(self, stream: httpx2.SyncByteStream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for part in self.stream:
-            size += len(part)
-            if size > MAX_ANSWER_BYTES:
+def _read_bounded(response: httpx2.Response) -> None:
+    """Reads an answer, unless it is larger than any of the Hub's."""
+    response.headers.pop("Content-Encoding", None)  # nothing asked for a packed one, which unpacks to any size
+    stream, content = response.stream, b""
+    assert isinstance(stream, httpx2.SyncByteStream)
+    with contextlib.closing(stream):
+        for part in stream:
+            content += part
+            if len(content) > MAX_ANSWER_BYTES:
                 raise CommandError(NO_HUB.format(f"an answer of more than {MAX_ANSWER_BYTES:,} bytes"))
-            yield part
-
-    def close(self) -> None:
-        self.stream.close()
+    response.stream = httpx2.ByteStream(content)
 
 
 if __name__ == "__main__":
