@@ -9,9 +9,9 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import datetime
 import ftplib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -24,7 +24,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import httpx2
@@ -136,8 +136,7 @@ class Interruption(Exception):
     pause: float = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Remote:
+class Remote(NamedTuple):
     """A file as its server describes it: bytes that it sends, bytes that they make at most, and the file's SHA-256."""
 
     url: str
@@ -159,9 +158,9 @@ def _is_there(folder: Path, name: str, file: facts.SourceFile) -> bool:
         try:
             if file.bytes not in (None, size):
                 raise Damaged(f"has {size:,} bytes, expected {file.bytes:,}")
-            with _naming(path), path.open("rb") as opened, _progress(_rest(opened), name, size) as pieces:
-                for _ in _verified(pieces, file, size):
-                    pass
+            with _naming(path), path.open("rb") as opened, _bar(name, size) as bar:
+                for piece in _verified(_rest(opened), file, size):
+                    bar.update(len(piece))
             how = "is there"
         except Damaged as error:
             raise CommandError(
@@ -204,14 +203,10 @@ def _mark(path: Path, file: facts.SourceFile) -> str:
 
 def _marks(folder: Path) -> dict[str, Any]:
     """Marks of verified files by name; what somebody else wrote there is as good as nothing."""
-    path = folder / STATE_FOLDER / STATE_NAME
-    if not path.is_file() or path.stat().st_size > ANSWER_BYTES:
-        return {}
-    try:
-        marks = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return {}
-    return marks if isinstance(marks, dict) else {}
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        marks = json.loads((folder / STATE_FOLDER / STATE_NAME).read_bytes())
+        return marks if isinstance(marks, dict) else {}
+    return {}
 
 
 def _keep(folder: Path, name: str, file: facts.SourceFile, how: str) -> None:
@@ -251,7 +246,7 @@ def _check_space(folder: Path, remotes: Mapping[str, Remote]) -> None:
 
 def _fetch(folder: Path, name: str, file: facts.SourceFile, remote: Remote) -> None:
     """Fetches a file and verifies it."""
-    started, target = time.monotonic(), folder / name
+    target = folder / name
     part = folder / f"{name}{GZ_PART if remote.is_gzipped else PART}"
     whole = folder / f"{name}{UNPACKED_PART}" if remote.is_gzipped else part
     _say(f"{name}: {_size(remote.size)}{' gzipped' if remote.is_gzipped else ''} from {_public(remote.url)}")
@@ -261,7 +256,7 @@ def _fetch(folder: Path, name: str, file: facts.SourceFile, remote: Remote) -> N
             _receive(name, file, remote, part, whole)
             whole.replace(target)
             files.sync_folder(target.parent)
-            _keep(folder, name, file, f"fetched in {datetime.timedelta(seconds=round(time.monotonic() - started))}")
+            _keep(folder, name, file, "fetched")
     except Damaged as error:
         aside = part.with_suffix(".damaged")
         part.replace(aside)
@@ -270,17 +265,13 @@ def _fetch(folder: Path, name: str, file: facts.SourceFile, remote: Remote) -> N
             f"{target}: what came {error}; it is kept as {aside.name}, delete that if it is of no use to you. Run the"
             " same command again to fetch the file anew"
         ) from error
-    except KeyboardInterrupt:
-        kept = part.stat().st_size if part.exists() else 0
-        _say(f"{name}: {kept:,} bytes are kept, run the same command again to go on")
-        raise
 
 
 def _receive(name: str, file: facts.SourceFile, remote: Remote, part: Path, whole: Path) -> None:
     """Receives a file into `part`, and unpacks it into `whole` while it comes if it is packed."""
     with contextlib.ExitStack() as stack:
         received = unpacked = stack.enter_context(part.open("a+b"))
-        pieces = stack.enter_context(_progress(_arriving(name, remote, received), name, remote.size))
+        pieces = _arriving(name, remote, received, stack.enter_context(_bar(name, remote.size)))
         if remote.is_gzipped:
             pieces, unpacked = _gunzip(pieces), stack.enter_context(whole.open("w+b"))
         for piece in _verified(pieces, file, remote.limit, remote.sha256):
@@ -290,12 +281,14 @@ def _receive(name: str, file: facts.SourceFile, remote: Remote, part: Path, whol
         os.fsync(unpacked.fileno())
 
 
-def _arriving(name: str, remote: Remote, part: BinaryIO) -> Iterator[bytes]:
+def _arriving(name: str, remote: Remote, part: BinaryIO, bar: Any) -> Iterator[bytes]:
     """Yields a file as its server sends it, however often that is interrupted: what `part` has, then what is new."""
     if part.seek(0, os.SEEK_END) > remote.size:
         part.truncate(0)  # it is no part of this file
     part.seek(0)
-    yield from _rest(part)
+    for piece in _rest(part):
+        bar.update(len(piece))
+        yield piece
     received, failures = part.tell(), 0
     while received < remote.size:
         before = received
@@ -305,6 +298,7 @@ def _arriving(name: str, remote: Remote, part: BinaryIO) -> Iterator[bytes]:
                     raise Damaged(f"has more than the {remote.size:,} bytes that the server announced")
                 part.write(piece)
                 received += len(piece)
+                bar.update(len(piece))
                 yield piece
             if received < remote.size:
                 raise Interruption("connection closed")
@@ -375,14 +369,15 @@ def _describe(name: str, file: facts.SourceFile) -> Remote:
     for failures in itertools.count(1):
         try:
             with _failures(file.url):
-                url, size, sha256, is_gzipped = ask(file.url)
+                url, size, sha256 = ask(file.url)
             break
         except Interruption as error:
             _wait(name, error, failures)
-    if not is_gzipped and file.bytes not in (None, size):
+    if url.endswith(".gz"):  # the Hub's sum is that of the packed file
+        return Remote(url, size, file.bytes or size * UNPACKED_FACTOR, None, True)
+    if file.bytes not in (None, size):
         raise CommandError(f"{_public(url)}: has {size:,} bytes, the published file {file.bytes:,}; {ELSEWHERE}")
-    limit = file.bytes or size * (UNPACKED_FACTOR if is_gzipped else 1)
-    return Remote(url, size, limit, None if is_gzipped else sha256, is_gzipped)
+    return Remote(url, size, size, sha256, False)
 
 
 def _read(remote: Remote, offset: int) -> Iterator[bytes]:
@@ -417,12 +412,12 @@ def _login(url: str) -> Iterator[tuple[ftplib.FTP, str]]:
         yield ftp, unquote(parts.path).lstrip("/")
 
 
-def _ask_ftp(url: str) -> tuple[str, int, None, bool]:
+def _ask_ftp(url: str) -> tuple[str, int, None]:
     with _login(url) as (ftp, path):
         answer = re.fullmatch(r"213 +([0-9]{1,18})\s*", ftp.sendcmd(f"SIZE {path}"))
     if not answer:
         raise CommandError(f"{_public(url)}: the server does not say its size; {ELSEWHERE}")
-    return url, int(answer[1]), None, False
+    return url, int(answer[1]), None
 
 
 @contextlib.contextmanager
@@ -440,7 +435,7 @@ def _open_ftp(remote: Remote, offset: int) -> Iterator[tuple[int, Iterable[bytes
             yield offset, iter(lambda: connection.recv(CHUNK), b"")
 
 
-def _ask_hub(url: str) -> tuple[str, int, str | None, bool]:
+def _ask_hub(url: str) -> tuple[str, int, str | None]:
     """Asks the Hub about a file that may be there gzipped or not. HfApi's requests have no limits of time and size."""
     owner, name, path = url.removeprefix("hf://datasets/").split("/", 2)
     endpoint, paths = huggingface_hub.constants.ENDPOINT, [f"{path.removesuffix('.gz')}{end}" for end in (".gz", "")]
@@ -454,7 +449,7 @@ def _ask_hub(url: str) -> tuple[str, int, str | None, bool]:
     if found is None:
         raise CommandError(f"{_public(endpoint)}: does not answer as the Hub does; unset HF_ENDPOINT if it is set")
     for path in filter(found.__contains__, paths):
-        return f"{endpoint}/datasets/{owner}/{name}/resolve/main/{quote(path)}", *found[path], path.endswith(".gz")
+        return f"{endpoint}/datasets/{owner}/{name}/resolve/main/{quote(path)}", *found[path]
     raise CommandError(f"{_public(endpoint)}: has no {url}; {HINTS[404]}")
 
 
@@ -463,10 +458,10 @@ def _sizes_and_sums(answer: bytes) -> dict[str, tuple[int, str | None]] | None:
     with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, AttributeError):
         entries = json.loads(answer)
         found = {entry["path"]: (entry["size"], (entry.get("lfs") or {}).get("oid")) for entry in entries}
-        is_right = [
+        are_right = all(
             type(size) is int and size >= 0 and (oid is None or SHA256.fullmatch(oid)) for size, oid in found.values()
-        ]
-        return found if isinstance(entries, list) and all(is_right) else None
+        )
+        return found if isinstance(entries, list) and are_right else None
     return None
 
 
@@ -524,24 +519,19 @@ def _public(text: object, url: str = "") -> str:
     return "".join(character if character.isprintable() else " " for character in shown[:300])
 
 
-@contextlib.contextmanager
-def _progress(pieces: Iterable[bytes], label: str, total: int) -> Iterator[Iterator[bytes]]:
-    """Passes bytes on and shows how many there were: in a bar, or without a terminal in a line now and then."""
-    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "dynamic_ncols": True, "leave": False, "disable": None}
+class _Log(io.TextIOBase):
+    """Where a progress bar goes that has no terminal: a line now and then."""
 
-    def passing() -> Iterator[bytes]:
-        done, before, said = 0, 0, time.monotonic()
-        for piece in pieces:
-            yield piece
-            bar.update(len(piece))
-            done, seconds = done + len(piece), time.monotonic() - said
-            if bar.disable and seconds > LOG_SECONDS:
-                rate = max(1.0, (done - before) / seconds)
-                before, said, left = done, said + seconds, datetime.timedelta(seconds=round((total - done) / rate))
-                _say(f"{label}: {100 * done / total:.0f} % of {_size(total)}, {_size(rate)}/s, {left} left")
+    def write(self, text: str) -> int:
+        if text.strip():
+            _say(text.strip())
+        return len(text)
 
-    with tqdm.tqdm(desc=label, total=total, **options) as bar:
-        yield passing()
+
+def _bar(label: str, total: int) -> Any:
+    """A progress bar."""
+    where = {} if sys.stderr.isatty() else {"file": _Log(), "mininterval": LOG_SECONDS, "ascii": True}
+    return tqdm.tqdm(desc=label, total=total, unit="B", unit_scale=True, dynamic_ncols=True, leave=False, **where)
 
 
 if __name__ == "__main__":
