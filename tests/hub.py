@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import http
 import http.server
 import json
 import os
@@ -33,7 +32,8 @@ import pyarrow as pa
 import yaml
 
 LARGE = (".parquet", ".h5", ".gz", ".png")  # files of these go to the large file storage
-LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "other", "unknown"}  # some of those that the Hub knows
+SIGNATURE = "5167a7e5"  # in the addresses of the storage, which nobody else must see
+DATE = "2025-11-25T00:00:00.000Z"
 
 
 # What a repository is
@@ -62,7 +62,6 @@ class Commit:
 class Pull:
     """A pull request; its commits are at refs/pr/<number>."""
 
-    number: int
     title: str
     author: str
     status: str = "open"
@@ -156,10 +155,8 @@ class Repository:
 # What happens
 
 
-class Token(NamedTuple):
-    secret: str
-    user: str = "maker"
-    role: str = "write"
+# What a token may do, besides reading what is public: "write" is a member of every organisation.
+TOKENS = {"write": "hf_write", "read": "hf_read", "stranger": "hf_stranger"}
 
 
 @dataclass
@@ -170,7 +167,6 @@ class Request:
     path: str  # with the query
     stage: str
     received: int = 0  # bytes of the body that arrived
-    sent: int = 0  # bytes of the body of the answer
     status: int = 0  # of the answer; 0 if none was sent
     fault: str = ""  # kind of the fault it met
     done: bool = False  # whether nothing more will happen to it
@@ -178,7 +174,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """Lets `times` requests of a stage fail, after `after` that don't; `path` is a part of their path.
+    """Lets `times` requests of a stage fail, after `after` that don't.
 
     Kinds: a status ("429", "500", "503", …) is answered in place of everything else; "cut" breaks off in the middle of
     the request's body, before anything is done, or of the answer's if the request has none; "lost" does what was asked
@@ -189,22 +185,16 @@ class Fault:
     kind: str
     times: float = 1
     after: int = 0
-    path: str = ""
-    wait: int = 0  # seconds that 429 tells to wait
+    wait: int = 0  # seconds that a status tells to wait
 
     def answer(self) -> Answer | None:
-        """What is answered in place of everything else: as the Hub does it, or the page of a proxy before it."""
+        """What is answered in place of everything else."""
         if self.kind in ("cut", "lost"):
             return None
-        if not (self.kind.isdigit() and len(self.kind) == 3):
+        if not re.fullmatch("[1-5][0-9]{2}", self.kind):
             return Answer(200, self.kind.encode(errors="surrogateescape"), {"Content-Type": "application/json"})
-        status, phrase = int(self.kind), http.HTTPStatus(int(self.kind)).phrase
-        if status >= 502:
-            return Answer(status, f"<html><h1>{status} {phrase}</h1></html>".encode(), {"Content-Type": "text/html"})
-        answer = Refusal(status, f"{phrase} (on demand)").answer
-        if status == 429:
-            limits = {"RateLimit": f'"api";r=0;t={self.wait}', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
-            answer.headers.update(limits, **{"Retry-After": str(self.wait)})
+        answer = Refusal(int(self.kind), "failed on demand").answer
+        answer.headers["Retry-After"] = str(self.wait)
         return answer
 
 
@@ -218,7 +208,7 @@ class Call:
     query: dict[str, list[str]]
     headers: Message[str, str]
     body: bytes
-    token: Token | None = None
+    token: str = ""  # its name in TOKENS
 
     @property
     def json(self) -> Any:
@@ -227,23 +217,15 @@ class Call:
     def flag(self, name: str) -> bool:
         return self.query.get(name, [""])[0].lower() in ("1", "true")
 
-    def may_write(self, namespace: str) -> bool:
-        return self.is_member(namespace) and self.token is not None and self.token.role == "write"
-
-    def is_member(self, namespace: str) -> bool:
-        return self.token is not None and self.token.user in {namespace, *self.hub.members.get(namespace, ())}
-
     def repository(self, right: str = "read") -> Repository:
         """The repository that is asked for, if the token may do that with it: read, write or propose."""
-        repository, namespace = self.hub.repositories.get(self.groups["repo"]), self.groups["repo"].split("/")[0]
-        is_hidden = repository is not None and repository.private and not self.is_member(namespace)
+        repository = self.hub.repositories.get(self.groups["repo"])
+        is_hidden = repository is not None and repository.private and self.token not in ("write", "read")
         if repository is None or is_hidden or (right != "read" and not self.token):
             # The real Hub sends no code with 401; huggingface_hub takes that so for https addresses only.
             raise Refusal(404 if self.token else 401, "Repository not found", "RepoNotFound")
-        if right == "write" and not self.may_write(namespace):
+        if right != "read" and self.token not in ("write", "stranger" if right == "propose" else ""):
             raise Refusal(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
-        if right == "propose" and self.token and self.token.role != "write":
-            raise Refusal(403, "Authorization error.")
         return repository
 
     def found(self) -> tuple[Repository, Commit]:
@@ -253,19 +235,6 @@ class Call:
 
 
 # What is asked before an upload
-
-
-def whoami(call: Call) -> Answer:
-    if call.token is None:
-        raise Refusal(401, "Invalid username or password.")
-    orgs = [{"type": "org", "name": name} for name, members in call.hub.members.items() if call.token.user in members]
-    access = {"accessToken": {"role": call.token.role}}
-    return told({"type": "user", "name": call.token.user, "orgs": orgs, "auth": access})
-
-
-def harnesses(call: Call) -> Answer:
-    """What clients may tell of in their user agent: nothing. They ask once per HF_HOME."""
-    return told({"standardEnvVars": [], "harnesses": {}})
 
 
 def auth_check(call: Call) -> Answer:
@@ -280,21 +249,15 @@ def front_matter(card: str) -> Any:
 
 
 def validate_yaml(call: Call) -> Answer:
-    """Checks a card: its metadata are YAML and name a known license. Anyone may ask; RepoCard.validate has no token."""
-    try:
-        metadata = front_matter(call.json["content"]) or {}
-    except yaml.YAMLError as error:
-        return told({"errors": [{"message": f"YAML Metadata Error: {error}"}], "warnings": []}, 400)
-    if metadata.get("license", "unknown") not in LICENSES:
-        return told({"errors": [{"message": '"license" must be one of those we know'}], "warnings": []}, 400)
+    """Checks that a card's metadata are YAML. Anyone may ask; RepoCard.validate has no token."""
+    front_matter(call.json["content"])
     return told({"errors": [], "warnings": []})
 
 
 def create(call: Call) -> Answer:
-    namespace = call.json["organization"]
-    name = f"{namespace}/{call.json['name']}"
-    if not call.may_write(namespace):
-        raise Refusal(403, f'You don\'t have the rights to create a dataset under the namespace "{namespace}"')
+    name = f"{call.json['organization']}/{call.json['name']}"
+    if call.token != "write":
+        raise Refusal(403, "You don't have the rights to create a dataset under this namespace")
     url = f"{call.hub.endpoint}/datasets/{name}"
     if name in call.hub.repositories:
         raise Refusal(409, "You already created this dataset repo", url=url)  # create_repo(exist_ok=True) reads the url
@@ -345,7 +308,7 @@ def paths_info(call: Call) -> Answer:
         found.append(path_info(commit, path))
         if path in commit.tree and form.get("expand", [""])[0].lower() == "true":
             last = repository.last_change(commit, path)
-            found[-1]["lastCommit"] = {"id": last.sha, "title": last.title, "date": "2025-11-25T00:00:00.000Z"}
+            found[-1]["lastCommit"] = {"id": last.sha, "title": last.title, "date": DATE}
     return told(found)
 
 
@@ -365,16 +328,12 @@ def set_tag(call: Call) -> Answer:
 
 
 def discussions(call: Call) -> Answer:
-    repository, status = call.repository(), call.query.get("status", [""])[0]
-    pulls = [pull for pull in repository.pulls.values() if status in ("", "all", pull.status)]
-    found = [
-        {
-            **{"num": pull.number, "title": pull.title, "status": pull.status, "createdAt": "2025-11-25T00:00:00.000Z"},
-            **{"author": {"name": pull.author}, "repo": {"name": repository.name, "type": "dataset"}},
-            "isPullRequest": True,
-        }
-        for pull in pulls
-    ]
+    repository, found = call.repository(), []
+    for number, pull in repository.pulls.items():
+        if pull.status in call.query["status"]:
+            about = {"num": number, "title": pull.title, "status": pull.status, "isPullRequest": True}
+            who = {"author": {"name": pull.author}, "repo": {"name": repository.name, "type": "dataset"}}
+            found.append({**about, **who, "createdAt": DATE})
     return told({"count": len(found), "start": 0, "discussions": found})
 
 
@@ -401,20 +360,15 @@ def batch(call: Call) -> Answer:
     for wanted in call.json["objects"]:
         about = {"oid": wanted["oid"], "size": wanted["size"]}
         if wanted["oid"] not in repository.contents:
-            href = f"{hub.storage}/{repository.name}/{wanted['oid']}?size={wanted['size']}&X-Amz-Signature={SIGNATURE}"
+            href = f"{hub.storage}/{repository.name}/{wanted['oid']}?X-Amz-Signature={SIGNATURE}"
             verify = {"href": f"{hub.endpoint}/datasets/{repository.name}.git/info/lfs/objects/verify"}
             about["actions"] = {"upload": {"href": href}, "verify": verify}
         objects.append(about)
     return told({"transfer": "basic", "objects": objects})
 
 
-SIGNATURE = "5167a7e5"  # in the addresses of the storage, which nobody else must see
-
-
 def transfer(call: Call) -> Answer:
     """Takes a file."""
-    if len(call.body) != int(call.query["size"][0]):
-        raise Refusal(400, "You did not provide the number of bytes specified.")
     if hashlib.sha256(call.body).hexdigest() != call.groups["oid"]:
         raise Refusal(400, "The SHA-256 you specified did not match what we received.")
     call.hub.repositories[call.groups["repo"]].store(call.body, large=True)
@@ -427,42 +381,32 @@ def verify(call: Call) -> Answer:
     return told({})
 
 
-def operate(repository: Repository, tree: dict[str, Entry], key: str, value: Mapping[str, Any]) -> None:
-    """Does one operation of a commit."""
-    path = value["path"]
-    if key == "file":
-        tree[path] = repository.store(base64.b64decode(value["content"]))
-    elif key == "lfsFile":
-        content = repository.contents.get(value["oid"])
-        if content is None or len(content) != value["size"]:
-            raise Refusal(400, f"an LFS pointer pointed to a file that does not exist. Offending file: - {path}")
-        tree[path] = repository.store(content, large=True)
-    elif key == "deletedFile" and path in tree:
-        del tree[path]
-    elif key == "deletedFile":
-        raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-    else:
-        raise Refusal(400, f"{key} is not known here")
-
-
 def commit(call: Call) -> Answer:
     """Takes a commit, all or nothing. One that changes nothing is a commit too, but create_commit doesn't send it."""
     pull_wanted = call.flag("create_pr")
     repository = call.repository("propose" if pull_wanted else "write")
     header, *operations = [json.loads(line) for line in call.body.splitlines() if line.strip()]
     title, parent = header["value"]["summary"], header["value"].get("parentCommit")
-    author = call.token.user if call.token else ""
+    author = "maker" if call.token == "write" else call.token
     ref = repository.ref(call.groups["revision"])
     base = repository.at(parent if pull_wanted and parent else ref)
     if parent and parent != base.sha:
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
     changed = dict(base.tree)
-    for operation in operations:
-        operate(repository, changed, operation["key"], operation["value"])
+    for key, value in [(operation["key"], operation["value"]) for operation in operations]:
+        path = value["path"]
+        if key == "file":
+            changed[path] = repository.store(base64.b64decode(value["content"]))
+        elif key == "lfsFile" and value["oid"] in repository.contents:
+            changed[path] = repository.store(repository.contents[value["oid"]], large=True)
+        elif key == "deletedFile" and path in changed:
+            del changed[path]
+        else:
+            raise Refusal(400, f"{key} of {path} is not possible here")
     links = {}
     if pull_wanted:
         number = len(repository.pulls) + 1
-        repository.pulls[number] = Pull(number, title, author)
+        repository.pulls[number] = Pull(title, author)
         ref = f"refs/pr/{number}"
         links["pullRequestUrl"] = f"{call.hub.endpoint}/datasets/{repository.name}/discussions/{number}"
     made = repository.advance(ref, base.sha, changed, title, author)
@@ -478,7 +422,7 @@ def grant(call: Call) -> Answer:
     """Says where the Xet storage is."""
     call.repository("propose" if call.flag("create_pr") else "write")
     url = f"{call.hub.endpoint}/xet/{call.groups['repo']}"
-    return told({"casUrl": url, "accessToken": call.token and call.token.secret, "exp": int(time.time()) + 3600})
+    return told({"casUrl": url, "accessToken": TOKENS[call.token], "exp": int(time.time()) + 3600})
 
 
 def xet_hash(words: bytes) -> str:
@@ -530,15 +474,12 @@ def not_offered(call: Call) -> Answer:
 def ranged(call: Call, content: bytes, headers: dict[str, str]) -> Answer:
     """A content, or the range of it that was asked for."""
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers}
-    wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", call.headers.get("Range") or "")
-    if not wanted or wanted[0] == "bytes=-":
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", call.headers.get("Range") or "")
+    if not wanted:
         return Answer(200, content, headers)
-    size = len(content)
-    first = int(wanted[1]) if wanted[1] else max(0, size - int(wanted[2]))
-    last = min(int(wanted[2]), size - 1) if wanted[1] and wanted[2] else size - 1
-    if first >= size or first > last:
-        return Answer(416, b"", {**headers, "Content-Range": f"bytes */{size}"})
-    return Answer(206, content[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{size}"})
+    piece = content[int(wanted[1]) : int(wanted[2]) + 1 if wanted[2] else None]
+    extent = f"bytes {wanted[1]}-{int(wanted[1]) + len(piece) - 1}/{len(content)}"
+    return Answer(206, piece, {**headers, "Content-Range": extent})
 
 
 def resolve(call: Call) -> Answer:
@@ -568,48 +509,34 @@ def download(call: Call) -> Answer:
 # Routes: methods, path (still quoted, so that a revision is one segment), stage, handler
 
 Handler = Callable[[Call], Answer]
-Routes = Sequence[tuple[str, "re.Pattern[str]", str, Handler]]
-
-SHORTHANDS = {
-    "DATASET": r"/api/datasets/(?P<repo>[^/]+/[^/]+)",
-    "LFS": r"/datasets/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects",
-    "XET": r"/xet/(?P<repo>[^/]+/[^/]+)",
-    "REVISION": r"(?P<revision>refs/pr/[^/]+|[^/]+)",
-    "OBJECT": r"/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})",
-}
+Routes = Sequence[tuple[str, str, str, Handler]]
+REPO, REVISION = "(?P<repo>[^/]+/[^/]+)", "(?P<revision>refs/pr/[^/]+|[^/]+)"
+DATASET, XET = f"/api/datasets/{REPO}", f"/xet/{REPO}"
+LFS, OBJECT = f"/datasets/{REPO}\\.git/info/lfs/objects", f"/{REPO}/(?P<oid>[0-9a-f]{{64}})"
 
 
-def routes(*table: tuple[str, str, str, Handler]) -> Routes:
-    compiled = []
-    for methods, path, stage, handler in table:
-        pattern = re.sub("|".join(SHORTHANDS), lambda found: SHORTHANDS[found[0]], path)
-        compiled.append((methods, re.compile(pattern), stage, handler))
-    return compiled
-
-
-HUB_ROUTES = routes(
-    ("GET", "/api/whoami-v2", "whoami", whoami),
-    ("GET", "/api/agent-harnesses", "harnesses", harnesses),
-    ("GET", "DATASET/auth-check(/write)?", "auth", auth_check),
+HUB_ROUTES: Routes = [
+    ("GET", f"{DATASET}/auth-check(/write)?", "auth", auth_check),
     ("POST", "/api/validate-yaml", "validate", validate_yaml),
     ("POST", "/api/repos/create", "create", create),
-    ("GET", "DATASET(/revision/REVISION)?", "info", info),
-    ("GET", "DATASET/tree/REVISION(?P<path>/.*)?", "tree", tree),
-    ("POST", "DATASET/paths-info/REVISION", "paths", paths_info),
-    ("GET", "DATASET/refs", "refs", references),
-    ("POST", "DATASET/tag/REVISION", "tag", set_tag),
-    ("GET", "DATASET/discussions", "discussions", discussions),
-    ("POST", "DATASET/preupload/REVISION", "preupload", preupload),
-    ("POST", "LFS/batch", "batch", batch),
-    ("POST", "LFS/verify", "verify", verify),
-    ("POST", "DATASET/commit/REVISION", "commit", commit),
-    ("GET", "DATASET/xet-write-token/REVISION", "grant", grant),
-    ("POST", "XET/v1/xorbs/default/(?P<hash>[0-9a-f]{64})", "xorb", put_xorb),
-    ("POST", "XET/v1/shards", "shard", put_shard),
-    ("GET POST", "XET/(v1/chunks/|v1/xorb-grants/|v2/shards).*|/v1/telemetry", "xet", not_offered),
-    ("GET HEAD", "/datasets/(?P<repo>[^/]+/[^/]+)/resolve/REVISION/(?P<path>.+)", "resolve", resolve),
-)
-STORAGE_ROUTES = routes(("PUT", "OBJECT", "transfer", transfer), ("GET HEAD", "OBJECT", "download", download))
+    ("GET", f"{DATASET}(/revision/{REVISION})?", "info", info),
+    ("GET", f"{DATASET}/tree/{REVISION}(?P<path>/.*)?", "tree", tree),
+    ("POST", f"{DATASET}/paths-info/{REVISION}", "paths", paths_info),
+    ("GET", f"{DATASET}/refs", "refs", references),
+    ("POST", f"{DATASET}/tag/{REVISION}", "tag", set_tag),
+    ("GET", f"{DATASET}/discussions", "discussions", discussions),
+    ("POST", f"{DATASET}/preupload/{REVISION}", "preupload", preupload),
+    ("POST", f"{LFS}/batch", "batch", batch),
+    ("POST", f"{LFS}/verify", "verify", verify),
+    ("POST", f"{DATASET}/commit/{REVISION}", "commit", commit),
+    ("GET", f"{DATASET}/xet-write-token/{REVISION}", "grant", grant),
+    ("POST", f"{XET}/v1/xorbs/default/(?P<hash>[0-9a-f]{{64}})", "xorb", put_xorb),
+    ("POST", f"{XET}/v1/shards", "shard", put_shard),
+    ("GET POST", f"{XET}/(v1/chunks/|v1/xorb-grants/|v2/shards).*|/v1/telemetry", "other", not_offered),
+    ("GET", "/api/agent-harnesses", "other", not_offered),
+    ("GET HEAD", f"/datasets/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve", resolve),
+]
+STORAGE_ROUTES: Routes = [("PUT", OBJECT, "transfer", transfer), ("GET HEAD", OBJECT, "download", download)]
 STAGES = [stage for _, _, stage, _ in (*HUB_ROUTES, *STORAGE_ROUTES)]
 
 
@@ -624,12 +551,6 @@ class Hub:
         self.endpoint = self.storage = ""  # addresses of the Hub and of the large file storage
         self.lock = threading.RLock()
         self.repositories: dict[str, Repository] = {}
-        self.members = {"org": {"maker"}}  # of organizations
-        self.tokens = {
-            "write": Token("hf_write"),
-            "read": Token("hf_read", role="read"),
-            "stranger": Token("hf_stranger", user="stranger"),
-        }
         self.requests: list[Request] = []
         self.errors: list[Exception] = []  # of this file, or of the functions that tests gave
         self.faults: list[Fault] = []
@@ -650,9 +571,9 @@ class Hub:
         return self.repositories[name]
 
     def environment(self, token: str | None = "write", home: str = "home") -> dict[str, str]:
-        """Environment for a client: a token by its name, or any other string, or None. `home` keeps its cache."""
+        """Environment for a client: a token by its name, or None. `home` keeps its cache."""
         foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
-        secret = {"HF_TOKEN": self.tokens[token].secret if token in self.tokens else token} if token else {}
+        secret = {"HF_TOKEN": TOKENS[token]} if token else {}
         return {
             **{key: value for key, value in os.environ.items() if not key.startswith(foreign)},
             **secret,
@@ -663,30 +584,26 @@ class Hub:
 
     def create(self, name: str, private: bool = False) -> Repository:
         """Makes a repository, with the Hub's first commit."""
-        with self.lock:
-            self.repositories[name] = Repository(name, private)
-            return self.repositories[name]
+        self.repositories[name] = Repository(name, private)
+        return self.repositories[name]
 
     def commit(
-        self, name: str, changes: Mapping[str, bytes | None], title: str = "Someone else's", revision: str = "main"
+        self, name: str, changes: Mapping[str, bytes], title: str = "Someone else's", revision: str = "main"
     ) -> Commit:
-        """Someone else's commit: contents by path, None to delete a file."""
+        """Someone else's commit: contents by path."""
         with self.lock:
             repository = self.repositories[name]
-            ref, base = repository.ref(revision), repository.at(revision)
-            changed = {path: entry for path, entry in base.tree.items() if path not in changes}
+            tree = {path: entry for path, entry in repository.at(revision).tree.items() if path not in changes}
             for path, content in changes.items():
-                if content is not None:
-                    changed[path] = repository.store(content, path.endswith(LARGE))
-            return repository.advance(ref, base.sha, changed, title, "someone")
+                tree[path] = repository.store(content, path.endswith(LARGE))
+            ref = repository.ref(revision)
+            return repository.advance(ref, repository.refs[ref], tree, title, "someone")
 
-    def fail(self, stage: str, kind: str, times: float = 1, after: int = 0, path: str = "", wait: int = 0) -> Fault:
+    def fail(self, stage: str, kind: str, times: float = 1, after: int = 0, wait: int = 0) -> Fault:
         """Lets requests fail; see `Fault`."""
         assert stage in STAGES, stage
-        fault = Fault(stage, kind, times, after, path, wait)
-        with self.lock:
-            self.faults.append(fault)
-        return fault
+        self.faults.append(Fault(stage, kind, times, after, wait))
+        return self.faults[-1]
 
     def on(self, stage: str, function: Callable[[Request], object]) -> None:
         """Calls a function in each request of a stage, before anything is done: when half of its body has arrived."""
@@ -699,7 +616,7 @@ class Hub:
         """The fault that a request meets."""
         with self.lock:
             for fault in self.faults:
-                if fault.stage == request.stage and fault.path in request.path and fault.times > 0:
+                if fault.stage == request.stage and fault.times > 0:
                     if fault.after > 0:
                         fault.after -= 1
                         continue
@@ -715,7 +632,7 @@ class Hub:
             if secret and not takes_tokens:
                 raise Refusal(400, "Only one auth mechanism allowed")  # as S3 with a signed address
             with self.lock:
-                call.token = next((token for token in self.tokens.values() if token.secret == secret), None)
+                call.token = next((name for name, known in TOKENS.items() if known == secret), "")
                 if secret and not call.token:
                     raise Refusal(401, "Invalid credentials in Authorization header")
                 answer = handler(call)
@@ -756,7 +673,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         stage, groups = "", {}
         handler: Handler = unanswered
         for methods, pattern, name, function in self.server.routes:
-            if self.command in methods.split() and (found := pattern.fullmatch(path)):
+            if self.command in methods.split() and (found := re.fullmatch(pattern, path)):
                 stage, handler = name, function
                 groups = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
                 break
@@ -813,7 +730,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if kind == "cut":
             body = body[: len(body) // 2]
             self.close_connection = True
-        request.sent = len(body)
         with contextlib.suppress(OSError):
             self.wfile.write(body)
 

@@ -42,7 +42,6 @@ def test_the_lines_from_nothing_to_published_run_in_their_order(newcomers_folder
     commands = ("download", "build", "verify", "upload")
     assert [line.split()[0] for line in SCRIPTS] == [f"scripts/{name}.py" for name in commands]
     with hub.serving(tmp_path) as server:
-        server.members["ORG"] = {"maker"}
         for line in SCRIPTS:
             arguments = [*line.split(), *(["--help"] if "download" in line else [])]
             subprocess.run([sys.executable, *arguments], cwd=newcomers_folder, env=server.environment(), check=True)

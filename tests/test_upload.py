@@ -137,7 +137,7 @@ def dataset(server: hub.Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def run(
         folder: Path | str, *options: str, to: str = name, loads: bool = False, token: str | None = "write"
     ) -> tuple[int, str]:
-        secret = server.tokens[token].secret if token in server.tokens else token
+        secret = hub.TOKENS.get(token or "", token)
         monkeypatch.setenv("HF_TOKEN", secret or "")
         monkeypatch.setattr(upload, "_load_back", look if loads else lambda *_: None)
         try:
