@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,19 +160,6 @@ TOKENS = {"write": "hf_write", "read": "hf_read", "stranger": "hf_stranger"}
 
 
 @dataclass
-class Request:
-    """A request, as it came in; unknown ones have no stage."""
-
-    method: str
-    path: str  # with the query
-    stage: str
-    received: int = 0  # bytes of the body that arrived
-    status: int = 0  # of the answer; 0 if none was sent
-    fault: str = ""  # kind of the fault it met
-    done: bool = False  # whether nothing more will happen to it
-
-
-@dataclass
 class Fault:
     """Lets `times` requests of a stage fail, after `after` that don't.
 
@@ -198,17 +185,23 @@ class Fault:
         return answer
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
-    """A request as handlers see it."""
+    """A request, as it came in; unknown ones have no stage."""
 
     hub: Hub
-    path: str
-    groups: dict[str, str]
+    method: str
+    path: str  # without the query
     query: dict[str, list[str]]
     headers: Message[str, str]
-    body: bytes
+    stage: str = ""
+    groups: dict[str, str] = field(default_factory=dict)  # of the route's pattern
+    fault: str = ""  # kind of the fault it met
+    received: int = 0  # bytes of the body that arrived
+    body: bytes = b""
     token: str = ""  # its name in TOKENS
+    status: int = 0  # of the answer; 0 if none was sent
+    done: bool = False  # whether nothing more will happen to it
 
     @property
     def json(self) -> Any:
@@ -360,7 +353,7 @@ def batch(call: Call) -> Answer:
     for wanted in call.json["objects"]:
         about = {"oid": wanted["oid"], "size": wanted["size"]}
         if wanted["oid"] not in repository.contents:
-            href = f"{hub.storage}/{repository.name}/{wanted['oid']}?X-Amz-Signature={SIGNATURE}"
+            href = f"{hub.storage}/storage/{repository.name}/{wanted['oid']}?X-Amz-Signature={SIGNATURE}"
             verify = {"href": f"{hub.endpoint}/datasets/{repository.name}.git/info/lfs/objects/verify"}
             about["actions"] = {"upload": {"href": href}, "verify": verify}
         objects.append(about)
@@ -494,7 +487,7 @@ def resolve(call: Call) -> Answer:
         raise refusal
     if entry.sha256:
         linked = {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.sha256}"', "Accept-Ranges": "bytes"}
-        location = f"{call.hub.storage}/{repository.name}/{entry.sha256}"
+        location = f"{call.hub.storage}/storage/{repository.name}/{entry.sha256}"
         return Answer(302, b"Found. Redirecting", {**headers, **linked, "Location": location})
     return ranged(call, repository.contents[entry.oid], {**headers, "ETag": f'"{entry.oid}"'})
 
@@ -509,13 +502,12 @@ def download(call: Call) -> Answer:
 # Routes: methods, path (still quoted, so that a revision is one segment), stage, handler
 
 Handler = Callable[[Call], Answer]
-Routes = Sequence[tuple[str, str, str, Handler]]
 REPO, REVISION = "(?P<repo>[^/]+/[^/]+)", "(?P<revision>refs/pr/[^/]+|[^/]+)"
 DATASET, XET = f"/api/datasets/{REPO}", f"/xet/{REPO}"
-LFS, OBJECT = f"/datasets/{REPO}\\.git/info/lfs/objects", f"/{REPO}/(?P<oid>[0-9a-f]{{64}})"
+LFS, OBJECT = f"/datasets/{REPO}\\.git/info/lfs/objects", f"/storage/{REPO}/(?P<oid>[0-9a-f]{{64}})"
 
 
-HUB_ROUTES: Routes = [
+ROUTES: Sequence[tuple[str, str, str, Handler]] = [
     ("GET", f"{DATASET}/auth-check(/write)?", "auth", auth_check),
     ("POST", "/api/validate-yaml", "validate", validate_yaml),
     ("POST", "/api/repos/create", "create", create),
@@ -535,35 +527,41 @@ HUB_ROUTES: Routes = [
     ("GET POST", f"{XET}/(v1/chunks/|v1/xorb-grants/|v2/shards).*|/v1/telemetry", "other", not_offered),
     ("GET", "/api/agent-harnesses", "other", not_offered),
     ("GET HEAD", f"/datasets/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve", resolve),
+    ("PUT", OBJECT, "transfer", transfer),
+    ("GET HEAD", OBJECT, "download", download),
 ]
-STORAGE_ROUTES: Routes = [("PUT", OBJECT, "transfer", transfer), ("GET HEAD", OBJECT, "download", download)]
-STAGES = [stage for _, _, stage, _ in (*HUB_ROUTES, *STORAGE_ROUTES)]
+STAGES = [stage for _, _, stage, _ in ROUTES]
 
 
 # The server
 
 
-class Hub:
-    """The state of it all, and how tests look at it and disturb it."""
+class Hub(http.server.ThreadingHTTPServer):
+    """The server, and how tests look at it and disturb it."""
+
+    daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
-        self.endpoint = self.storage = ""  # addresses of the Hub and of the large file storage
+        # The same server; for clients the large file storage is another host, and so for their tokens.
+        self.endpoint, self.storage = (f"http://{host}:{self.server_port}" for host in ("127.0.0.1", "localhost"))
         self.lock = threading.RLock()
         self.repositories: dict[str, Repository] = {}
-        self.requests: list[Request] = []
+        self.requests: list[Call] = []
         self.errors: list[Exception] = []  # of this file, or of the functions that tests gave
         self.faults: list[Fault] = []
-        self.hooks: list[tuple[str, Callable[[Request], object]]] = []
+        self.hooks: list[tuple[str, Callable[[Call], object]]] = []
 
     # What tests look at
 
     @property
-    def unknown(self) -> list[Request]:
+    def unknown(self) -> list[Call]:
         """Requests that nothing here answers."""
         return [request for request in self.requests if not request.stage]
 
-    def asked(self, *stages: str) -> list[Request]:
+    def asked(self, *stages: str) -> list[Call]:
         """Requests of some stages."""
         return [request for request in self.requests if request.stage in stages]
 
@@ -605,129 +603,111 @@ class Hub:
         self.faults.append(Fault(stage, kind, times, after, wait))
         return self.faults[-1]
 
-    def on(self, stage: str, function: Callable[[Request], object]) -> None:
+    def on(self, stage: str, function: Callable[[Call], object]) -> None:
         """Calls a function in each request of a stage, before anything is done: when half of its body has arrived."""
         assert stage in STAGES, stage
         self.hooks.append((stage, function))
 
     # What the server does
 
-    def strike(self, request: Request) -> Fault | None:
+    def strike(self, call: Call) -> Fault | None:
         """The fault that a request meets."""
         with self.lock:
             for fault in self.faults:
-                if fault.stage == request.stage and fault.times > 0:
+                if fault.stage == call.stage and fault.times > 0:
                     if fault.after > 0:
                         fault.after -= 1
                         continue
                     fault.times -= 1
-                    request.fault = fault.kind
+                    call.fault = fault.kind
                     return fault
             return None
 
-    def answer(self, call: Call, handler: Handler, takes_tokens: bool) -> Answer:
+    def answer(self, call: Call, handler: Handler) -> Answer:
         """Does what was asked for, one request at a time."""
+        secret = call.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
-            secret = call.headers.get("Authorization", "").removeprefix("Bearer ")
-            if secret and not takes_tokens:
+            if secret and handler in (transfer, download):
                 raise Refusal(400, "Only one auth mechanism allowed")  # as S3 with a signed address
             with self.lock:
                 call.token = next((name for name, known in TOKENS.items() if known == secret), "")
                 if secret and not call.token:
                     raise Refusal(401, "Invalid credentials in Authorization header")
-                answer = handler(call)
+                return handler(call)
         except Refusal as refusal:
             return refusal.answer
-        return answer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stays quiet about clients that hang up."""
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            self.errors.append(error)
 
 
 def unanswered(call: Call) -> Answer:
     raise Refusal(404, f"{call.path} is not known here")
 
 
-class _Origin(http.server.ThreadingHTTPServer):
-    """The Hub or its large file storage."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, hub: Hub, routes: Routes, takes_tokens: bool) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub, self.routes, self.takes_tokens = hub, routes, takes_tokens
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stays quiet about clients that hang up."""
-        error = sys.exc_info()[1]
-        if isinstance(error, Exception) and not isinstance(error, OSError):
-            self.hub.errors.append(error)
-
-
 class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Origin
+    server: Hub
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # headers and body go together
 
     def _serve(self) -> None:
-        hub = self.server.hub
-        path, _, query = self.path.partition("?")
-        stage, groups = "", {}
+        hub = self.server
         handler: Handler = unanswered
-        for methods, pattern, name, function in self.server.routes:
+        path, _, query = self.path.partition("?")
+        call = Call(hub, self.command, path, parse_qs(query), self.headers)
+        for methods, pattern, stage, function in ROUTES:
             if self.command in methods.split() and (found := re.fullmatch(pattern, path)):
-                stage, handler = name, function
-                groups = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
+                handler, call.stage = function, stage
+                call.groups = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
                 break
-        request = Request(self.command, self.path, stage)
-        hub.requests.append(request)
-        fault = hub.strike(request)
+        hub.requests.append(call)
+        fault = hub.strike(call)
         try:
-            body = self._receive(request, fault)
-            if body is None:
+            if not self._receive(call):
                 self.close_connection = True
                 return
-            call = Call(hub, path, groups, parse_qs(query), self.headers, body)
-            answer = (fault and fault.answer()) or hub.answer(call, handler, self.server.takes_tokens)
+            answer = (fault and fault.answer()) or hub.answer(call, handler)
         except Exception as error:
             hub.errors.append(error)
             answer = Refusal(500, f"Bug in the tests' Hub: {error!r}").answer
         finally:
-            request.done = True
-        self._answer(request, answer, fault.kind if fault else "")
+            call.done = True
+        self._answer(call, answer)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
-    def _receive(self, request: Request, fault: Fault | None) -> bytes | None:
-        """The request's body; None if the client did not send all of it, or a fault breaks it off."""
+    def _receive(self, call: Call) -> bool:
+        """Reads the request's body; False if the client did not send all of it, or a fault breaks it off."""
         length = int(self.headers.get("Content-Length") or 0)
-        first = self._read(length // 2)
-        request.received = len(first)
-        for stage, function in list(self.server.hub.hooks):
-            if stage == request.stage:
-                function(request)
-        if fault and fault.kind == "cut" and length:
-            return None
-        rest = self._read(length - length // 2)
-        request.received += len(rest)
-        return first + rest if request.received == length else None
+        self._read(call, length // 2)
+        for stage, function in [*self.server.hooks]:
+            if stage == call.stage:
+                function(call)
+        if call.fault == "cut" and length:
+            return False
+        self._read(call, length - length // 2)
+        return call.received == length
 
-    def _read(self, length: int) -> bytes:
+    def _read(self, call: Call, length: int) -> None:
         with contextlib.suppress(OSError):  # a client that hangs up
-            return self.rfile.read(length)
-        return b""
+            call.body += self.rfile.read(length)
+        call.received = len(call.body)
 
-    def _answer(self, request: Request, answer: Answer, kind: str) -> None:
+    def _answer(self, call: Call, answer: Answer) -> None:
         body = b"" if self.command == "HEAD" else answer.body
-        if kind == "lost" or (kind == "cut" and not body):
+        if call.fault == "lost" or (call.fault == "cut" and not body):
             self.close_connection = True
             return
-        request.status = answer.status
+        call.status = answer.status
         self.send_response(answer.status)
-        headers = {"X-Request-Id": f"Root=1-{len(self.server.hub.requests)}", **answer.headers}
-        for name, value in headers.items():
+        for name, value in answer.headers.items():
             self.send_header(name, value.encode("ascii", "replace").decode().replace("\n", " "))
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        if kind == "cut":
+        if call.fault == "cut":
             body = body[: len(body) // 2]
             self.close_connection = True
         with contextlib.suppress(OSError):
@@ -740,20 +720,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Hub]:
     """Runs a Hub; clients keep their caches in `folder`. Raises what went wrong in it."""
-    hub = Hub(folder)
-    with _Origin(hub, HUB_ROUTES, True) as api, _Origin(hub, STORAGE_ROUTES, False) as storage:
-        hub.endpoint, hub.storage = (f"http://127.0.0.1:{origin.server_port}" for origin in (api, storage))
-        threads = [
-            threading.Thread(target=origin.serve_forever, args=(0.05,), daemon=True) for origin in (api, storage)
-        ]
-        for thread in threads:
-            thread.start()
+    with Hub(folder) as hub:
+        thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
         try:
             yield hub
         finally:
-            for origin in (api, storage):
-                origin.shutdown()
-            for thread in threads:
-                thread.join()
+            hub.shutdown()
+            thread.join()
     if hub.errors:
         raise hub.errors[0]

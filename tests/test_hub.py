@@ -76,7 +76,7 @@ def test_a_commit_is_refused_as_a_whole(
 
 @pytest.mark.parametrize(("content", "token"), [(b"hallo", ""), (b"hello", "write")])
 def test_the_storage_takes_only_what_was_announced_and_no_token(server: hub.Hub, content: bytes, token: str) -> None:
-    assert ask(server, "PUT", f"{server.storage}/org/name/{OID}", content, token).status == 400
+    assert ask(server, "PUT", f"{server.storage}/storage/org/name/{OID}", content, token).status == 400
     assert OID not in server.repository("org/name").contents
 
 

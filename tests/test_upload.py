@@ -625,7 +625,7 @@ def test_a_bug_is_not_told_as_the_hubs_nor_tried_again(
 def test_a_change_by_somebody_else_is_refused_and_the_next_run_works(dataset: Dataset, stage: str, many: Path) -> None:
     dataset.create()
 
-    def meddle(request: hub.Request) -> None:
+    def meddle(request: hub.Call) -> None:
         dataset.server.hooks.clear()
         dataset.server.commit(dataset.name, {"LICENSE": b"theirs"})
 
@@ -643,7 +643,7 @@ def test_after_an_interruption_only_what_is_missing_is_sent(
     started: list[subprocess.Popen[bytes]] = []
     transfers = itertools.count()
 
-    def strike(request: hub.Request) -> None:
+    def strike(request: hub.Call) -> None:
         if next(transfers) == 6 and started:  # the second lot of files
             started[0].send_signal(how)
             started[0].wait(20)  # it does not wait for this answer
@@ -680,7 +680,7 @@ def test_what_is_small_is_uploaded_as_it_was_when_it_changes_meanwhile(
 
 
 def test_a_shard_that_changes_meanwhile_is_not_committed(dataset: Dataset, copy: Path) -> None:
-    def rebuild(request: hub.Request) -> None:
+    def rebuild(request: hub.Call) -> None:
         shutil.copy(copy / SHARD, copy / "new")
         (copy / "new").replace(copy / SHARD)
 
