@@ -167,7 +167,7 @@ def _check_folder(folder: Path, built: manifest.Manifest, repo_id: str) -> None:
     script = f"{repo_id.split('/')[1]}.py"
     if script in built.files:
         raise CommandError(f"{repo_id}: nobody can load a dataset of this name with {script} in it; take another name")
-    for finding in checks.repository_findings(folder, built):
+    if finding := next(checks.repository_findings(folder, built), None):
         raise CommandError(f"{_shown(str(finding))}; nothing was sent: run build.py again, then verify.py")
 
 
