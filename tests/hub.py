@@ -235,15 +235,9 @@ def auth_check(call: Call) -> Answer:
     return told({})
 
 
-def front_matter(card: str) -> Any:
-    """Metadata of a dataset card."""
-    found = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", card, re.DOTALL)
-    return yaml.load(found[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if found else None
-
-
 def validate_yaml(call: Call) -> Answer:
     """Checks that a card's metadata are YAML. Anyone may ask; RepoCard.validate has no token."""
-    front_matter(call.json["content"])
+    yaml.safe_load(call.json["content"].split("\n---\n")[0])
     return told({"errors": [], "warnings": []})
 
 
@@ -614,14 +608,14 @@ class Hub(http.server.ThreadingHTTPServer):
         """The fault that a request meets."""
         with self.lock:
             for fault in self.faults:
-                if fault.stage == call.stage and fault.times > 0:
-                    if fault.after > 0:
-                        fault.after -= 1
-                        continue
+                if fault.stage != call.stage or fault.times <= 0:
+                    continue
+                fault.after -= 1
+                if fault.after < 0:
                     fault.times -= 1
                     call.fault = fault.kind
                     return fault
-            return None
+        return None
 
     def answer(self, call: Call, handler: Handler) -> Answer:
         """Does what was asked for, one request at a time."""

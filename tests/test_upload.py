@@ -25,6 +25,7 @@ import huggingface_hub
 import huggingface_hub.constants
 import huggingface_hub.utils._http
 import pytest
+import yaml
 
 import build
 import hub
@@ -99,7 +100,7 @@ def check_commit(repository: hub.Repository, commit: hub.Commit) -> None:
     ours = {name for name in files if name.split("/")[0] in layout.CONFIGS}
     assert ours == {*listed["shards"]}
     assert not files.keys() & {"so2sat.py", "dataset_infos.json"}
-    for config in hub.front_matter(files["README.md"].decode())["configs"]:
+    for config in yaml.safe_load(files["README.md"].decode().split("\n---\n")[0])["configs"]:
         for split in config["data_files"]:
             found = {name for name in files if fnmatch.fnmatch(name, split["path"])}
             assert found == {name for name in ours if name.startswith(f"{config['config_name']}/{split['split']}-")}
