@@ -602,6 +602,15 @@ def test_an_answer_may_not_fill_the_memory(dataset: Dataset, stage: str, many: P
     dataset.fails("an answer of more than", many, "--replace-card")
 
 
+@pytest.mark.parametrize("limit", ["MAX_FILES", "MAX_NAME"])
+def test_a_listing_may_not_fill_the_memory(
+    dataset: Dataset, limit: str, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset.create({f"a-long-name-{number}.txt": b"" for number in range(12)})
+    monkeypatch.setattr(upload, limit, 10)
+    dataset.fails("a listing without an end", many)
+
+
 @pytest.mark.parametrize(
     ("place", "bug"),
     [("_oid", TypeError), ("_tree", KeyError), ("_check_token", ValueError), ("_send", RuntimeError)],
