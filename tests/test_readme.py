@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import benchmark
 import hub
 import so2sat
 from publishing import facts
@@ -64,6 +66,11 @@ def test_the_edition_table_is_that_of_the_dataset() -> None:
 def test_the_citation_is_that_of_the_builder() -> None:
     (bibtex,) = re.findall(r"^```bibtex\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert so2sat.CITATION.startswith(bibtex.strip())
+
+
+def test_the_table_of_speeds_is_made_of_the_figures_that_were_measured() -> None:
+    cases = json.loads((PROJECT / "assets" / "benchmark.json").read_text())["cases"]
+    assert benchmark.readme_table(cases) in README
 
 
 def test_relative_links_lead_to_files() -> None:
