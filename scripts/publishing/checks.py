@@ -444,19 +444,27 @@ def _source_problems(task: Task, file: pq.ParquetFile, result: Result) -> Iterat
     statistics = ConfigStatistics(layout.kind_of(task.shard.config).bands)
     first, count = dict[str, str](), collections.Counter[str]()
     try:
-        with layout.open_shard(task.shard) as reader:
-            for start, found, expected in _pieces(task, file, reader):
-                statistics.add(expected)
-                for name, column in zip(found.schema.names, found.columns):
-                    for row, text in _differences(task, name, column, expected[name]):
-                        first.setdefault(name, f"row {start + row} has {name}{text} as in {reader.path}")
-                        count[name] += 1
-                result.compared_rows += found.num_rows
+        for name, text in _different_rows(task, file, result, statistics):
+            first.setdefault(name, text)
+            count[name] += 1
     except so2sat.SourceError as error:
         yield f"can't be compared ({error}), expected a sound source"
     else:
         result.statistics = statistics if task.rows is None else None
     yield from (f"{text}{_more(count[name])}" for name, text in first.items())
+
+
+def _different_rows(
+    task: Task, file: pq.ParquetFile, result: Result, statistics: ConfigStatistics
+) -> Iterator[tuple[str, str]]:
+    """Rows that differ from the source: the column and how; adds what the source holds to the statistics."""
+    with layout.open_shard(task.shard) as reader:
+        for start, found, expected in _pieces(task, file, reader):
+            statistics.add(expected)
+            for name, column in zip(found.schema.names, found.columns):
+                for row, text in _differences(task, name, column, expected[name]):
+                    yield name, f"row {start + row} has {name}{text} as in {reader.path}"
+            result.compared_rows += found.num_rows
 
 
 def _pieces(
