@@ -509,16 +509,33 @@ def test_files_with_the_same_labels_are_not_the_same(tmp_path: Path) -> None:
     build.build(str(tmp_path), tmp_path / "so2sat")
 
 
-@pytest.mark.parametrize("config", ["rgb", "all"])
-def test_digital_numbers_in_place_of_reflectance_are_warned_of(
-    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def empty_bands(arrays: Arrays) -> None:
+    arrays["sen1"][..., 3] = np.nan
+
+
+def digital_numbers(arrays: Arrays) -> None:
+    arrays["sen2"] = arrays["sen2"] * 10_000 + 1
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "told"),
+    [
+        ("rgb", digital_numbers, "reflectance"),
+        ("all", digital_numbers, "reflectance"),
+        ("all", empty_bands, "VV imaginary"),
+    ],
+)
+def test_values_that_can_not_be_right_are_warned_of(
+    config: str, change: Callable[[Arrays], None], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arrays = random_arrays(20)
-    write_source(tmp_path / "data" / "validation.h5", arrays)
-    write_source(tmp_path / "data" / "testing.h5", {**arrays, "sen2": arrays["sen2"] * 10_000 + 1})
+    write_source(tmp_path / "data" / "validation.h5", random_arrays(20))
+    arrays = random_arrays(20, seed=1)
+    change(arrays)
+    write_source(tmp_path / "data" / "testing.h5", arrays)
     build.build(str(tmp_path / "data"), tmp_path / "so2sat", [config])
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert warning.startswith(f"warning: {config}, test: ")
+    assert told in warning
     report = verify.verify(tmp_path / "so2sat")
     assert report.findings == []
     assert [f"warning: {text}" for text in report.warnings] == [warning]

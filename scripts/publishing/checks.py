@@ -109,12 +109,15 @@ def is_incomplete(folder: Path) -> bool:
 
 
 def warnings(statistics: card.Statistics) -> Iterator[str]:
-    """Says which splits hold values that can't be reflectance, such as digital numbers."""
+    """Says which splits hold bands without a number, or values that can't be reflectance, such as digital numbers."""
     for config, splits in statistics.items():
         for split, summary in splits.items():
+            for column, bands in summary["bands"].items():
+                if empty := [band["name"] for band in bands if band["mean"] is None]:
+                    yield f"{config}, {split}: no finite value in {', '.join(empty)} of {column}"
             for column, percentile, most in NOT_REFLECTANCE:
-                bands = [band["percentiles"] for band in summary["bands"].get(column, ()) if band["percentiles"]]
-                if bands and (least := min(band[percentile] for band in bands)) > most:
+                found = [band["percentiles"] for band in summary["bands"].get(column, ()) if band["percentiles"]]
+                if found and (least := min(percentiles[percentile] for percentiles in found)) > most:
                     what = f"percentile {percentile} of every band of {column} is {least:,.4g} or more"
                     yield f"{config}, {split}: {what}, expected at most {most:g}, as of reflectance near 0.1"
 
