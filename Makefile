@@ -32,7 +32,7 @@ lint: .venv/test
 benchmark: .venv/train/ready .venv/tfds/ready
 	.venv/train/bin/python scripts/benchmark.py --tfds $(CURDIR)/.venv/tfds/bin/python --json build/benchmark.json
 
-dataset_infos.json: so2sat.py scripts/dataset_infos.py .venv/demo
+dataset_infos.json: so2sat.py scripts/publishing/facts.py scripts/dataset_infos.py .venv/demo
 	$(BIN)/python scripts/dataset_infos.py $@
 
 # The front page's picture.

@@ -95,6 +95,7 @@ CITATION = """\
 # └──────────┘
 
 # Local climate zones in index order, spelled as in TensorFlow Datasets: LCZ 1 to 10, built, and A to G, land cover.
+# They are in every shard: a change of them needs another LAYOUT_VERSION of scripts/publishing/layout.py.
 # fmt: off
 LABELS = (
     "Compact high-rise", "Compact mid-rise", "Compact low-rise", "Open high-rise", "Open mid-rise", "Open low-rise",
@@ -192,7 +193,8 @@ CONFIGS: Mapping[str, Config] = {
 }
 DEFAULT_CONFIG = "rgb"
 
-# Parameters of PIL.Image.Image.save. Optimised Huffman tables change no pixel and save a fifth of the bytes.
+# Parameters of PIL.Image.Image.save. Optimised Huffman tables change no pixel and save a fifth of the bytes. A change
+# needs another LAYOUT_VERSION of scripts/publishing/layout.py.
 IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0, "optimize": True},
     "png": {"format": "PNG"},

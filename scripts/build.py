@@ -47,7 +47,7 @@ TRAIN = Path(__file__).with_name("train.py")  # goes with the patches
 
 _RENAME = "choose another name"
 
-LITTLE_WORK = 100_000_000  # bytes in memory of what is to be written, that a process would take longer to start than do
+LITTLE_WORK = 100_000_000  # bytes of rows in memory; for less, starting a process takes longer than the work
 
 
 def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layout.LIMITS) -> int:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
         "--workers",
         type=command.number(1, 1024),
         metavar="N",
-        help="processes (default: one per core, none where there is little to do)",
+        help="processes (default: one per core, or only this one for little work)",
     )
     parser.add_argument(
         "--dask",
@@ -90,9 +90,9 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
         " the same path; 'local' starts a cluster of --workers processes",
     )
     parser.add_argument(
-        "--rewrite", action="store_true", help="write every shard anew, and synthetic data over measured ones"
+        "--rewrite", action="store_true", help="write every shard anew; needed to replace measured data by synthetic"
     )
-    parser.add_argument("--drop", action="store_true", help="let splits go whose files SOURCE lacks")
+    parser.add_argument("--drop", action="store_true", help="remove splits whose files SOURCE lacks")
     return command.run(functools.partial(_run, limits), parser, argv)
 
 
@@ -287,22 +287,23 @@ def _check_slips(output: Path, old: Manifest, new: Manifest, rewrite: bool, drop
     """
     gone = [name for name in old.sources if name not in new.sources]
     if gone and not drop:
-        raise CommandError(
-            f"{output}: was made from {gone[0]} too, which SOURCE lacks; --drop builds without it, its split goes"
-        )
+        raise CommandError(f"{output}: was made from {gone[0]} too, which SOURCE lacks; --drop removes its split")
     if new.synthetic and not old.synthetic and not rewrite:
         raise CommandError(f"{output}: holds measured data and SOURCE is synthetic; --rewrite replaces them")
 
 
 def _kept_shards(output: Path, old: Manifest, new: Manifest, plan: Sequence[Shard]) -> dict[str, layout.ShardRecord]:
     """Finds the shards of an earlier build that are still right, and says in a sentence why the others are not."""
+    if old.versions["layout"] != new.versions["layout"]:  # then the manifest that was read has no shards
+        print(f"all shards are written anew: layout was {old.versions['layout']}, now {new.versions['layout']}")
+        return {}
     known = [shard for shard in plan if shard.name in old.shards]
     reasons = {shard.name: _change(shard, old, new) for shard in known}
     candidates = [shard for shard in known if not reasons[shard.name]]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # checksums don't need Python's lock
-        checks = pool.map(lambda shard: layout.is_intact(output, shard, old.shards[shard.name]), candidates)
+        are_intact = pool.map(lambda shard: layout.is_intact(output, shard, old.shards[shard.name]), candidates)
         with _bar(candidates, "checking") as bar:
-            for shard, intact in zip(candidates, checks):
+            for shard, intact in zip(candidates, are_intact):
                 reasons[shard.name] = "" if intact else "lost or damaged"
                 bar.update(shard.rows)
     counts = collections.Counter(filter(None, reasons.values()))
@@ -318,7 +319,7 @@ def _change(shard: Shard, old: Manifest, new: Manifest) -> str:
     for name in layout.source_files(shard.config, shard.split):
         if old.sources.get(name) != new.sources[name]:
             return f"because {name} has changed"
-    for name in ("layout", "pyarrow", *(["pillow"] if kind == "rgb" else [])):
+    for name in ("pyarrow", *(["pillow"] if kind == "rgb" else [])):
         if old.versions[name] != new.versions[name]:
             return f"because {name} was {old.versions[name]}, now {new.versions[name]}"
     if kind == "rgb" and old.image_format != new.image_format:
@@ -459,8 +460,7 @@ def _statistics(output: Path, new: Manifest) -> dict[str, dict[str, Any]]:
             merged = ConfigStatistics(layout.kind_of(config).bands)
             for name in new.shard_names(config, split):
                 found = layout.load_statistics(output, config, new.shards[name])
-                if found is None:
-                    raise CommandError(f"{output}: the statistics of {name} are lost; run the same command again")
+                assert found  # kept shards were checked for it, others were written just now
                 merged.merge(found)
             result[config][split] = merged.summary()
     if "geo" in result:

@@ -36,7 +36,7 @@ from publishing import command, facts, places
 Floats = npt.NDArray[np.float32]
 
 DEFAULT_ROWS: Mapping[str, int] = {"train": 2048, "validation": 256, "test": 256}
-ROWS_PER_BLOCK = 64  # what is generated and held in memory at a time: 9 MB of float64
+GENERATED_ROWS = 64  # what is generated and held in memory at a time: 9 MB of float64
 CITY_SPREAD = 8_000  # m, standard deviation of the distance from a city's centre in either direction
 GRID = 100  # m, between neighbouring patches of the real data
 HEADER_BYTES = 1 << 14  # more than an HDF5 header and the attribute take
@@ -270,94 +270,94 @@ def raised(material: str, shadow: float, **options: Any) -> tuple[Layer, Layer]:
     return layer("shadow", buildings, shadow=shadow, **options), layer(material, buildings, **options)
 
 
-# From the ground up.
+# By LCZ code, from the ground up.
 LAYERS: Mapping[str, tuple[Layer, ...]] = {
-    "Compact high-rise": (
+    "1": (  # Compact high-rise
         layer("asphalt"),
         *raised("concrete", shadow=2.2, spacing=(6.5, 5.5), size=(5.0, 4.2), present=0.92, contrast=0.9),
     ),
-    "Compact mid-rise": (  # perimeter blocks with courtyards
+    "2": (  # Compact mid-rise: perimeter blocks with courtyards
         layer("asphalt"),
         *raised("tile", shadow=0.9, spacing=(9.5, 8.5), size=(8, 7), present=0.97, contrast=0.35, vary=0.1),
         layer("concrete", buildings, spacing=(4.75, 4.25), size=(3.6, 3.2), present=0.35, contrast=0.5),
         layer("grass", buildings, spacing=(9.5, 8.5), size=(2.6, 2.2), present=0.6, vary=0.4),
     ),
-    "Compact low-rise": (
+    "3": (  # Compact low-rise
         layer("asphalt"),
         layer("trees", blobs, size=3, share=0.12),
         layer("tile", buildings, spacing=(3.2, 2.6), size=(2.6, 2.0), contrast=0.8),
         layer("asphalt", streets, spacing=(12.8, 26), width=1.2),
     ),
-    "Open high-rise": (
+    "4": (  # Open high-rise
         layer("grass"),
         layer("trees", blobs, size=4, share=0.35),
         layer("asphalt", streets, spacing=(24, 18), width=1.4),
         *raised("concrete", shadow=2.6, spacing=(8, 9), size=(3.4, 2.4), present=0.8, jitter=2.0),
     ),
-    "Open mid-rise": (  # slabs
+    "5": (  # Open mid-rise: slabs
         layer("grass"),
         layer("trees", blobs, size=4, share=0.35),
         layer("asphalt", streets, spacing=(21, 16.5), width=1.3),
         *raised("concrete", shadow=1.0, spacing=(10.5, 5.5), size=(8.0, 1.9), present=0.85, contrast=0.4),
     ),
-    "Open low-rise": (
+    "6": (  # Open low-rise
         layer("grass"),
         layer("trees", blobs, size=3, share=0.42),
         layer("asphalt", streets, spacing=(50, 9), width=1.0),
         layer("tile", buildings, spacing=(4.2, 4.5), size=(1.9, 1.6), present=0.85, contrast=0.7, jitter=0.8),
     ),
-    "Lightweight low-rise": (
+    "7": (  # Lightweight low-rise
         layer("soil"),
         layer("rust", buildings, spacing=(1.9, 1.7), size=(1.7, 1.5), present=0.85, contrast=1.1),
         layer("soil", strip, width=1.2, spacing=15),
     ),
-    "Large low-rise": (
+    "8": (  # Large low-rise
         layer("asphalt"),
         layer("grass", blobs, size=5, share=0.10, edge=0.2),
         layer("metal", buildings, spacing=(14, 11), size=(11.5, 8), present=0.88, contrast=0.9, jitter=1.5),
         layer("asphalt", strip, width=1.6, spacing=42),
     ),
-    "Sparsely built": (
+    "9": (  # Sparsely built
         layer("grass"),
         layer("trees", blobs, size=6, share=0.38),
         layer("fallow", blobs, size=9, share=0.12, edge=0.2),
         layer("concrete", buildings, spacing=(6.5, 6), size=(1.9, 1.7), present=0.22, contrast=0.8, jitter=3.5),
         layer("asphalt", strip, width=0.8, spacing=44),
     ),
-    "Heavy industry": (
+    "10": (  # Heavy industry
         layer("asphalt"),
         layer("slag", blobs, size=8, share=0.40, edge=0.3),
         layer("soil", blobs, size=6, share=0.08, edge=0.6),
         *raised("rust", shadow=1.6, spacing=(13, 8), size=(11, 4.5), present=0.5, contrast=0.9, jitter=2.0),
         layer("metal", tanks, spacing=4.6, diameter=3.2, present=0.22),
     ),
-    "Dense trees": (layer("trees"), layer("shadow", blobs, size=2.2, share=0.22, edge=1.2)),
-    "Scattered trees": (
+    "A": (layer("trees"), layer("shadow", blobs, size=2.2, share=0.22, edge=1.2)),  # Dense trees
+    "B": (  # Scattered trees
         layer("grass"),
         layer("fallow", blobs, size=10, share=0.18, edge=0.8),
         layer("trees", blobs, size=3.2, share=0.33, edge=0.3),
     ),
-    "Bush or scrub": (
+    "C": (  # Bush or scrub
         layer("soil"),
         layer("scrub", blobs, size=2, share=0.72, edge=1.6),
         layer("scrub", blobs, size=9, share=0.35, edge=1.0),
     ),
-    "Low plants": (
+    "D": (  # Low plants
         layer("fallow"),
         layer("grass", parcels, spacing=(30, 17), share=0.5),
         layer("crop", parcels, spacing=(22, 12), share=0.62),
     ),
-    "Bare rock or paved": (
+    "E": (  # Bare rock or paved
         layer("rock"),
         layer("asphalt", strip, width=5, spacing=28, present=0.5),
         layer("scrub", blobs, size=7, share=0.06, edge=0.8),
     ),
-    "Bare soil or sand": (
+    "F": (  # Bare soil or sand
         layer("soil"),
         layer("sand", blobs, size=13, share=0.45, edge=1.2),
         layer("sand", dunes, spacing=8, bend=3, share=0.55),
     ),
-    "Water": (layer("water"),),
+    "G": (layer("water"),),  # Water
 }
 
 
@@ -372,24 +372,24 @@ class Texture(NamedTuple):
 
 # fmt: off
 TEXTURES: Mapping[str, Texture] = {
-    #                           relief, relief_size, grain, scatterers
-    "Compact high-rise":    Texture(0.06, 12, 0.100, 12.00),
-    "Compact mid-rise":     Texture(0.06, 12, 0.100,  7.00),
-    "Compact low-rise":     Texture(0.08, 10, 0.100,  3.00),
-    "Open high-rise":       Texture(0.08, 12, 0.080,  7.00),
-    "Open mid-rise":        Texture(0.08, 12, 0.080,  4.00),
-    "Open low-rise":        Texture(0.08, 10, 0.080,  1.50),
-    "Lightweight low-rise": Texture(0.10,  7, 0.140,  2.00),
-    "Large low-rise":       Texture(0.05, 14, 0.040,  9.00),
-    "Sparsely built":       Texture(0.10, 10, 0.080,  0.80),
-    "Heavy industry":       Texture(0.10,  9, 0.100, 14.00),
-    "Dense trees":          Texture(0.10,  6, 0.070,  0.05),
-    "Scattered trees":      Texture(0.08, 10, 0.060,  0.10),
-    "Bush or scrub":        Texture(0.10,  8, 0.070,  0.10),
-    "Low plants":           Texture(0.05,  9, 0.025,  0.10),
-    "Bare rock or paved":   Texture(0.14,  5, 0.050,  0.80),
-    "Bare soil or sand":    Texture(0.05,  9, 0.020,  0.10),
-    "Water":                Texture(0.10, 14, 0.020,  0.15),
+    #           relief, relief_size, grain, scatterers
+    "1":  Texture(0.06, 12, 0.100, 12.00),  # Compact high-rise
+    "2":  Texture(0.06, 12, 0.100,  7.00),  # Compact mid-rise
+    "3":  Texture(0.08, 10, 0.100,  3.00),  # Compact low-rise
+    "4":  Texture(0.08, 12, 0.080,  7.00),  # Open high-rise
+    "5":  Texture(0.08, 12, 0.080,  4.00),  # Open mid-rise
+    "6":  Texture(0.08, 10, 0.080,  1.50),  # Open low-rise
+    "7":  Texture(0.10,  7, 0.140,  2.00),  # Lightweight low-rise
+    "8":  Texture(0.05, 14, 0.040,  9.00),  # Large low-rise
+    "9":  Texture(0.10, 10, 0.080,  0.80),  # Sparsely built
+    "10": Texture(0.10,  9, 0.100, 14.00),  # Heavy industry
+    "A":  Texture(0.10,  6, 0.070,  0.05),  # Dense trees
+    "B":  Texture(0.08, 10, 0.060,  0.10),  # Scattered trees
+    "C":  Texture(0.10,  8, 0.070,  0.10),  # Bush or scrub
+    "D":  Texture(0.05,  9, 0.025,  0.10),  # Low plants
+    "E":  Texture(0.14,  5, 0.050,  0.80),  # Bare rock or paved
+    "F":  Texture(0.05,  9, 0.020,  0.10),  # Bare soil or sand
+    "G":  Texture(0.10, 14, 0.020,  0.15),  # Water
 }
 # fmt: on
 
@@ -412,9 +412,9 @@ def generate_block(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> d
     scenes = np.empty((len(labels), BANDS + 2, SIZE, SIZE), np.float32)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        scenes[rows] = _paint(so2sat.LABELS[label], len(rows), rng)
+        scenes[rows] = _paint(facts.LCZ_CODES[label], len(rows), rng)
     _add_neighbours(scenes, rng)
-    scatterers = np.array([TEXTURES[name].scatterers for name in so2sat.LABELS])[labels]
+    scatterers = np.array([TEXTURES[code].scatterers for code in facts.LCZ_CODES])[labels]
     return {
         "sen1": _sentinel1(scenes[:, BANDS:], scatterers, rng),
         "sen2": _sentinel2(scenes[:, :BANDS], rng),
@@ -422,9 +422,9 @@ def generate_block(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> d
     }
 
 
-def _paint(name: str, rows: int, rng: np.random.Generator) -> Floats:
+def _paint(code: str, rows: int, rng: np.random.Generator) -> Floats:
     """Surface reflectance of 10 bands, VH and VV backscatter: shape (rows, 12, 32, 32)."""
-    layers, texture, frame = LAYERS[name], TEXTURES[name], Frame.draw(rng, rows)
+    layers, texture, frame = LAYERS[code], TEXTURES[code], Frame.draw(rng, rows)
     light = 1 + texture.relief * _smooth_noise(rng, rows, texture.relief_size)
     light += texture.grain * math.sqrt(12) * (rng.random(light.shape, np.float32) - 0.5)
     np.maximum(light, 0.2, out=light)
@@ -632,7 +632,7 @@ def _write_split(folder: Path, split: str, rows: int, seed: int, progress: tqdm.
     ends = _lay_out(path, rows, synthetic)
     # Not by h5py: Ctrl-C often meets it in a callback, where Python drops exceptions.
     with path.open("r+b") as file:
-        for start, stop in so2sat.blocks(0, rows, ROWS_PER_BLOCK):
+        for start, stop in so2sat.blocks(0, rows, GENERATED_ROWS):
             block = generate_block(labels[start:stop], rng)
             for name, values in block.items():
                 file.seek(ends[name])
@@ -659,10 +659,8 @@ def _lay_out(path: Path, rows: int, synthetic: str) -> dict[str, int]:
 # └────────────────┘
 
 _DESCRIPTION = """\
-Write synthetic stand-ins for the official So2Sat LCZ42 files, in their exact layout.
-
-No value in them was measured; each file says so in its root attribute `synthetic`. Files that don't are never
-overwritten."""
+Writes synthetic stand-ins for the official So2Sat LCZ42 files, in their exact layout. No value in them was measured;
+each file says so in its root attribute `synthetic`. Files that don't are never overwritten."""
 
 _EXAMPLES = """\
   python scripts/sample.py data/sample

@@ -234,8 +234,11 @@ def _require(wanted: Sequence[str], present: Sequence[str], complaint: str) -> N
 
 
 def _check_units(name: str, bands: Bands) -> None:
+    for column in bands:
+        if empty := [band["name"] for band in bands[column] if band["percentiles"] is None]:
+            raise TrainingError(f"{name}: no finite value in {', '.join(empty)} of {column}; choose other --sensors")
     medians = {column: [band["percentiles"]["50"] for band in bands[column]] for column in bands}
-    if max(medians.get("sentinel2", [0])) > 2:  # the greatest of all official values is 2.8
+    if max(medians.get("sentinel2", [0])) > 1:  # reflectance; the official medians are near 0.12
         wrong = "sentinel2 holds digital numbers, where reflectance is expected, a ten-thousandth of them"
     elif min(medians.get("sentinel1", [0] * 8)[INTENSITIES]) < 0:
         wrong = "sentinel1 holds decibels, where linear intensities are expected"
@@ -528,6 +531,7 @@ def draw_confusion(measured: Facts, title: str, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line: 0 for success, 1 after an error, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
+    options.is_training = False
     try:
         _run(options)
         return 0
@@ -538,7 +542,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         kept = options.output / "model.pt"
-        print(f"interrupted; {kept} is the best model so far" if kept.exists() else "interrupted", file=sys.stderr)
+        is_new = options.is_training and kept.exists()
+        print(f"interrupted; {kept} is the best model so far" if is_new else "interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -555,11 +560,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--revision", help="branch, tag or commit on the Hub (default: main)")
     add("--sensors", choices=SENSORS, help="what the model sees (default: both, or rgb in a config of images)")
     add("--model", choices=MODELS, default="cnn", help="a small network, or the baseline to beat (default: cnn)")
-    add("--epochs", metavar="N", type=_positive, default=15, help="of cnn (default: 15)")
-    add("--limit", metavar="ROWS", type=_positive, help="at most so many rows of each split, drawn at random")
+    add("--epochs", metavar="N", type=_positive, default=15, help="for --model cnn (default: 15)")
+    add("--limit", metavar="ROWS", type=_positive, help="at most this many rows of each split, drawn at random")
     add("--batch-size", metavar="N", type=_positive, default=64, help="patches in a batch (default: 64)")
     add("--seed", metavar="S", type=int, default=0, help="of all that is drawn at random (default: 0)")
-    add("--device", default="auto", help="of cnn: cpu, cuda, cuda:1, mps … (default: the fastest one here)")
+    add("--device", default="auto", help="for --model cnn: cpu, cuda, cuda:1, mps … (default: the fastest one here)")
     add("--output", metavar="DIR", type=Path, default=Path("trained"), help="folder to write to (default: trained)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -577,6 +582,7 @@ def _run(options: argparse.Namespace) -> None:
     splits = load_splits(facts, options.limit, options.seed)
     for name in ("model.pt", "model.npz", "metrics.json", "confusion.png"):
         options.output.joinpath(name).unlink(missing_ok=True)  # of another run
+    options.is_training = True
     is_drawn = splits["validation"].patches is splits["train"].patches
     facts |= {
         **{name: getattr(options, name) for name in ("model", "seed", "limit", "batch_size")},

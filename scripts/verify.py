@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tqdm
+from datasets.utils.file_utils import is_remote_url
 
 import so2sat
 from publishing import card, checks, command, executors, layout, manifest
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         " status: 0 if there is none, else 1. Rows are numbered as in the source file, which is what sample_id says.",
         EXAMPLES,
     )
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder of the repository")
+    parser.add_argument("repository", metavar="REPOSITORY", type=Path, help="folder of the repository")
     parser.add_argument("--source", help="folder or fsspec URL with the HDF5 files that it was made from")
     parser.add_argument(
         "--sample", type=command.number(1), metavar="N", help="compare N random rows of every split, not all"
@@ -90,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.sample is not None and not options.source:
         raise CommandError("--sample says how many rows to compare with the source; give --source too")
     announce = None if options.json else lambda finding: tqdm.tqdm.write(str(finding))
-    report = verify(options.output, options.source, options.sample, options.seed, options.workers, announce)
+    report = verify(options.repository, options.source, options.sample, options.seed, options.workers, announce)
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     else:
@@ -128,6 +129,8 @@ def verify(
         so2sat.SourceError: The source files can't be read.
     """
     folder = Path(os.path.expanduser(repository)).resolve()
+    if source and not is_remote_url(source):
+        source = os.path.abspath(os.path.expanduser(source))
     built = manifest.load_built(folder)
     report = Report(str(folder))
     for finding in _findings(folder, built, report, source, sample, seed, workers):
@@ -208,9 +211,9 @@ def _summary_findings(
 ) -> Iterator[Finding]:
     """Whether the shards of every split agree with the statistics, and with other configs of the same patches."""
     known: dict[str, tuple[str, npt.NDArray[np.int8]]] = {}  # by source file: a config and its labels
-    places = [results.get(name) for name in built.shards if name.startswith("geo/")]
-    are_sound = all(result and not result.findings for result in places)
-    shared = checks.shared_places(folder, built) if places and are_sound else {}
+    of_geo = [results.get(name) for name in built.shards if name.startswith("geo/")]
+    are_sound = all(result and not result.findings for result in of_geo)
+    shared = checks.shared_places(folder, built) if of_geo and are_sound else {}
     for config in built.configs:
         for split, rows in built.splits(config).items():
             parts = [results.get(name, Result()) for name in built.shard_names(config, split)]

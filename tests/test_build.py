@@ -28,7 +28,17 @@ from datasets.distributed import split_dataset_by_node
 import build
 import so2sat
 import verify
-from conftest import SMALL, Arrays, RangeServer, contents, hearing, random_arrays, wait_for_a_shard, write_source
+from conftest import (
+    SMALL,
+    Arrays,
+    RangeServer,
+    contents,
+    edit_json,
+    hearing,
+    random_arrays,
+    wait_for_a_shard,
+    write_source,
+)
 from publishing import card, files, layout, manifest
 from publishing.command import CommandError
 
@@ -333,12 +343,6 @@ def rewritten(output: Path, before: dict[str, int]) -> set[str]:
     return {name for name, at in modification_times(output).items() if name.endswith("parquet") and at != before[name]}
 
 
-def edit_manifest(output: Path, change: Callable[[Any], Any]) -> None:
-    content = json.loads((output / manifest.NAME).read_text())
-    change(content)
-    (output / manifest.NAME).write_text(json.dumps(content))
-
-
 SHARDS = {f"{config}/{split}-00000-of-00001.parquet" for config in ("rgb", "all") for split in so2sat.SOURCE_FILES}
 IMAGES = {name for name in SHARDS if name.startswith("rgb/")}
 VALIDATION = {name for name in SHARDS if "validation" in name}
@@ -371,13 +375,16 @@ VERSIONS = {"layout": SHARDS, "pyarrow": SHARDS, "pillow": IMAGES, "so2sat": set
 
 
 @pytest.mark.parametrize("name", VERSIONS)
-def test_another_version_rewrites_what_it_decides(small_copy: tuple[Path, Path], repository: Path, name: str) -> None:
+def test_another_version_rewrites_what_it_decides_and_is_told(
+    small_copy: tuple[Path, Path], repository: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, output = small_copy
     before = modification_times(output)
-    edit_manifest(output, lambda content: content["versions"].update({name: "1.2.3"}))
+    edit_json(output / manifest.NAME, lambda content: content["versions"].update({name: "1.2.3"}))
     build.build(str(source), output)
     assert rewritten(output, before) == VERSIONS[name]
     assert contents(output) == contents(repository)
+    assert (f"{name} was 1.2.3" in capsys.readouterr().out) == bool(VERSIONS[name])
 
 
 def test_a_repository_keeps_its_image_format_unless_another_is_asked_for(
@@ -393,11 +400,16 @@ def test_a_repository_keeps_its_image_format_unless_another_is_asked_for(
     assert rewritten(output, before) == set()
 
 
-def test_other_limits_rewrite_what_they_decide(small_copy: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("limits", [layout.Limits(512, 32_768), layout.Limits(2048, 65_536)])
+def test_other_limits_are_sound_and_rewrite_what_they_decide(
+    limits: layout.Limits, small_copy: tuple[Path, Path]
+) -> None:
     source, output = small_copy
-    before = modification_times(output)
-    build.build(str(source), output, limits={**layout.LIMITS, "rgb": layout.Limits(512, 32_768)})
-    assert rewritten(output, before) == IMAGES
+    for others in ({"rgb": limits}, {}):
+        before = modification_times(output)
+        build.build(str(source), output, limits={**layout.LIMITS, **others})
+        assert rewritten(output, before) == IMAGES
+        assert verify.verify(output).findings == []
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {

@@ -189,11 +189,19 @@ def to_decibels(content: Arrays) -> None:
     content["sen1"][..., 4:6] = 10 * np.log10(content["sen1"][..., 4:6])
 
 
+def empty_band(content: Arrays) -> None:
+    content["sen1"][..., 2] = np.nan
+
+
 @pytest.mark.parametrize(
     ("change", "refused", "accepted"),
-    [(to_digital_numbers, "sentinel2", "sentinel1"), (to_decibels, "sentinel1", "sentinel2")],
+    [
+        (to_digital_numbers, "sentinel2", "sentinel1"),
+        (to_decibels, "sentinel1", "sentinel2"),
+        (empty_band, "sentinel1", "sentinel2"),
+    ],
 )
-def test_other_units_are_refused(
+def test_other_units_and_empty_bands_are_refused(
     change: Callable[[Arrays], None], refused: str, accepted: str, full_folder: Path, tmp_path: Path
 ) -> None:
     for name in ("training.h5", "testing.h5"):
@@ -459,6 +467,18 @@ def test_what_another_run_left_goes_before_training(full_repository: Path, tmp_p
     monkeypatch.setitem(train.MODELS, "cnn", interrupted)
     assert run(full_repository, "--output", tmp_path, model="cnn") == 130
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_ctrl_c_before_training_speaks_of_no_model_of_another_run(
+    full_repository: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "model.pt").touch()
+    monkeypatch.setattr(train, "load_splits", interrupted)
+    assert train.main([str(full_repository), "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_missing_package_is_named(full_repository: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

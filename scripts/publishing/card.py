@@ -38,8 +38,10 @@ This repository is incomplete: `build.py` is writing it, or was interrupted. Run
 """
 
 # `geospatial` is what the Hub lists geographic datasets by.
-_TAGS = ("geospatial", "remote-sensing", "earth-observation", "satellite", "sentinel-1", "sentinel-2", "sar")
-_MORE_TAGS = ("multispectral", "local-climate-zones", "urban")
+_TAGS = (
+    *("geospatial", "remote-sensing", "earth-observation", "satellite", "sentinel-1", "sentinel-2", "sar"),
+    *("multispectral", "local-climate-zones", "urban"),
+)
 # Size categories of the Hub: lower bound and name.
 _SIZE_CATEGORIES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))
 
@@ -130,11 +132,13 @@ def _conditions(manifest: Manifest, name: str) -> dict[str, bool]:
         "has_validation": "validation" in splits["trained"],
         "has_official_splits": bool(_official(manifest)),
         "has_cities": len(_official(manifest)) == len(manifest.configs),
+        "has_edition_3": len(_official(manifest)) < len(manifest.configs),
         "has_random": any(config.endswith("_random") for config in manifest.configs),
         "has_block": any(config.endswith("_block") for config in manifest.configs),
         "has_pairs": len(splits["geo"]) > 1,
         "has_leakage": ten_cities <= splits["geo"],
         "has_culture_10": ten_cities <= splits["official"],
+        "has_ten_cities": ten_cities <= splits["official"] | splits["geo"],
     }
 
 
@@ -171,7 +175,7 @@ def _card_data(manifest: Manifest) -> DatasetCardData:
         annotations_creators=["expert-generated"],
         source_datasets=["original"],
         size_categories=[next(name for least, name in _SIZE_CATEGORIES if rows >= least)],
-        tags=[*_TAGS, *_MORE_TAGS],
+        tags=[*_TAGS],
     )
     configs = MetadataConfigs()
     for config in manifest.configs:

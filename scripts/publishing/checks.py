@@ -154,7 +154,9 @@ def _file_problem(folder: Path, name: str, record: ShardRecord | str) -> str:
     """What is wrong with a file, given its record if it is a shard, else its SHA-256, empty if any will do."""
     path = folder / name
     if not os.path.lexists(path):
-        return f"missing, expected it as {manifest.NAME} lists it"
+        return (
+            "missing, expected the card" if name == card.NAME else f"missing, expected it as {manifest.NAME} lists it"
+        )
     if not path.is_file() or path.resolve() != folder.resolve() / name:
         return "a link, folder or device, expected a regular file inside the repository"
     if isinstance(record, ShardRecord):
@@ -524,11 +526,11 @@ def _different_images(task: Task, found: pa.Array, expected: npt.NDArray[np.uint
         if paths[row] is not None:
             yield row, f" with a path, {manifest.shown(paths[row])}, expected none"
         elif image != other and (problem := _image_problem(image, other, image_format, task.same_pillow)):
-            yield row, f" {problem}, expected that"
+            yield row, f" {problem}, expected the same pixels"
 
 
 def _image_problem(image: bytes | None, other: bytes, image_format: str, same_pillow: bool) -> str:
-    """How an image differs from another in other bytes, an empty string if not in a way that matters.
+    """What is wrong with an image whose bytes are not the expected ones, an empty string if nothing that matters.
 
     Compressed losslessly, the same pixels may come as other bytes; JPEG may only from another Pillow.
     """

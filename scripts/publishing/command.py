@@ -27,7 +27,7 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
     """Makes a parser with a description, examples at the end of its help and the option `--debug`."""
     result = argparse.ArgumentParser(
         description=textwrap.fill(description, 100),
-        epilog=f"examples:\n{examples}\n{SYSTEMS}",
+        epilog=f"examples:\n{examples.rstrip()}\n\n{SYSTEMS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -29,7 +29,7 @@ from publishing import facts
 Patch = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.float64]
 
-PATCHES_PER_CLASS = 4  # as many as fit side by side
+PATCHES_SHOWN = 4  # as many as fit side by side
 
 # Lengths are in pixels; matplotlib's sizes of text and widths of lines are in points of 1/72 inch.
 WIDTH = 1680
@@ -78,7 +78,7 @@ def class_grid(patches: Mapping[int, Sequence[Patch]], note: str) -> bytes:
     """Draws patches of every class.
 
     Args:
-        patches: 32×32×3 pixels by class index. The first PATCHES_PER_CLASS of a class are drawn, fewer if there are
+        patches: 32×32×3 pixels by class index. The first PATCHES_SHOWN of a class are drawn, fewer if there are
             fewer, and "none" where there is none.
         note: A line for the picture, such as where the patches are from; may be empty.
 
@@ -86,9 +86,9 @@ def class_grid(patches: Mapping[int, Sequence[Patch]], note: str) -> bytes:
         A PNG file, WIDTH pixels wide.
     """
     lines = ["Sentinel-2 in natural colours (B4, B3, B2), 32×32 pixels of 10 m: 320 m a side", note]
-    drawn = [patches.get(index, ())[:PATCHES_PER_CLASS] for index in _CLASSES]
+    drawn = [patches.get(index, ())[:PATCHES_SHOWN] for index in _CLASSES]
     # In three columns the compact and the open types have a line each, high to low.
-    return _patch_table("So2Sat LCZ42: the 17 local climate zones", lines, drawn, 3, PATCHES_PER_CLASS, scale=4)
+    return _patch_table("So2Sat LCZ42: the 17 local climate zones", lines, drawn, 3, PATCHES_SHOWN, scale=4)
 
 
 @_style()
@@ -189,9 +189,7 @@ def band_statistics(bands: Mapping[str, Sequence[Mapping[str, Any]]], note: str)
 # └──────────────┘
 
 
-def pick_patches(
-    batches: Iterable[tuple[Any, Any]], patches_per_class: int = PATCHES_PER_CLASS
-) -> dict[int, list[Patch]]:
+def pick_patches(batches: Iterable[tuple[Any, Any]], patches_per_class: int = PATCHES_SHOWN) -> dict[int, list[Patch]]:
     """Picks the first patches of every class.
 
     Args:

@@ -25,6 +25,7 @@ shown = _repr.repr  # of what a file holds, which may be endless
 
 MAX_BYTES = 16 << 20  # of a file that is read whole; a full repository's manifest has 50 kB
 MAX_SHARDS = 99_999  # of a split, by the digits of their names
+MAX_ROWS = 1 << 24  # of a shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,12 +221,9 @@ def _check(found: Manifest) -> None:
     _require({*found.versions} == {*current_versions()}, "versions", found.versions, ", ".join(current_versions()))
     _require(found.image_format in so2sat.IMAGE_FORMATS, "image_format", found.image_format, "jpeg or png")
     _require({*found.limits} == {*layout.LIMITS}, "limits", found.limits, f"those of {', '.join(layout.LIMITS)}")
-    for kind, most in layout.LIMITS.items():
-        limit = found.limits[kind]
-        is_right = (
-            1 <= limit.group_rows <= min(most.group_rows, limit.shard_rows) and limit.shard_rows <= most.shard_rows
-        )
-        _require(is_right, f"limits of {kind}", limit, f"at most {most}")
+    for kind, limit in found.limits.items():
+        is_right = 1 <= limit.group_rows <= limit.shard_rows <= MAX_ROWS
+        _require(is_right, f"limits of {kind}", limit, f"1 to {MAX_ROWS:,} rows, no more in a group than in a shard")
     splits = [(config, split) for config in configs for split in layout.CONFIGS[config].files]
     known = {name for config, split in splits for name in layout.source_files(config, split)}
     most_rows = MAX_SHARDS * min(limit.group_rows for limit in found.limits.values())
