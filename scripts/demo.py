@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import publishing
+
+if __name__ == "__main__":
+    publishing.end_on_ctrl_c()
+
 import argparse
 import os
 import sys
@@ -47,7 +52,7 @@ def _run(options: argparse.Namespace) -> None:
     print(loaded[config])
     for name, feature in rows.features.items():
         print(f"    {name}: {_short(feature)}")
-    print(f"first example of {split}: {_describe(rows[0])}")
+    print(f"first row of {split}: {_describe(rows[0])}")
     for other in others:
         lengths = ", ".join(f"{name} {len(part):,}" for name, part in loaded[other].items())
         columns = ", ".join(next(iter(loaded[other].values())).column_names)
@@ -58,7 +63,7 @@ def _run(options: argparse.Namespace) -> None:
     print(f'\n>>> load_dataset("{repository.name}", "{config}", split="{split}", streaming=True)')
     # To the end: Python can hang at exit after a stream that was left before.
     count = sum(1 for _ in datasets.load_dataset(repository.name, config, split=split, streaming=True))
-    print(f"{count:,} examples")
+    print(f"{count:,} rows")
 
     patches = _first_of_every_class(loaded, split)
     if patches["natural"] or patches["vv"]:

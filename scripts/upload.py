@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import publishing
+
+if __name__ == "__main__":
+    publishing.end_on_ctrl_c()
+
 import argparse
 import contextlib
 import difflib
@@ -32,7 +37,6 @@ from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-import publishing
 from publishing import card, checks, command, layout, manifest
 from publishing.command import CommandError
 

@@ -39,7 +39,7 @@ from conftest import (
     wait_for_a_shard,
     write_source,
 )
-from publishing import card, files, layout, manifest
+from publishing import files, layout, manifest
 from publishing.command import CommandError
 
 # ── Any part ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -170,7 +170,7 @@ def test_the_repository_holds_what_it_should_and_nothing_else(repository: Path) 
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     shards = {f"{config}/{split}-00000-of-00001.parquet" for config in ("rgb", "all") for split in so2sat.SOURCE_FILES}
     visible = {name for name in files if not name.startswith(".")}
-    assert visible == {"README.md", "manifest.json", "statistics.json", "train.py", *card.PICTURES, *shards}
+    assert visible == {"README.md", "manifest.json", "statistics.json", "train.py", *layout.PICTURES, *shards}
 
 
 def test_statistics_are_those_of_numpy_over_the_sources(repository: Path, source_arrays: dict[str, Arrays]) -> None:

@@ -245,44 +245,30 @@ def test_bands_have_a_legend_of_what_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("image_format", [*so2sat.IMAGE_FORMATS, "pixels"])
-@pytest.mark.parametrize("container", ["lists", "pyarrow"])
-def test_pick_patches_takes_the_first_of_every_class(image_format: str, container: str) -> None:
-    labels = [*range(17), 5, *range(16, -1, -1)]
-    pixels = random_patches(len(labels))
-    images: Any = pixels
+def test_the_first_patches_of_every_class_are_picked(image_format: str) -> None:
+    labels = np.array([*range(17), 5, *range(16, -1, -1)] * 3)
+    pixels: Any = random_patches(len(labels))
+    images = pixels
     if image_format != "pixels":
         files = so2sat.encode_images(pixels, image_format)
-        images = [{"bytes": file, "path": None} for file in files]
+        images = pa.array([{"bytes": file, "path": None} for file in files])
         pixels = np.stack([np.asarray(PIL.Image.open(io.BytesIO(file))) for file in files])
-    batches: Any = [(labels[:10], images[:10]), (labels[10:], images[10:])]
-    if container == "pyarrow":
-        columns = {"label": labels} | ({} if image_format == "pixels" else {"image": images})
-        table = pa.table(columns)
-        batches = [
-            (table["label"][part], images[part] if image_format == "pixels" else table["image"][part])
-            for part in (slice(0, 10), slice(10, None))
-        ]
-
-    picked = figures.pick_patches(batches, 2)
-    assert [len(picked[index]) for index in range(17)] == [2] * 17
+    column = pa.array(labels)
+    picked = figures.pick_patches([(column[:10], images[:10]), (column[10:], images[10:])])
     for index in range(17):
-        rows = [row for row, label in enumerate(labels) if label == index][:2]
-        for patch, row in zip(picked[index], rows):
-            assert patch.dtype == np.uint8
-            assert np.array_equal(patch, pixels[row])
+        expected = pixels[np.flatnonzero(labels == index)[: figures.PATCHES_SHOWN]]
+        np.testing.assert_array_equal(picked[index], expected)
 
 
-def test_pick_patches_takes_bytes_and_stops_when_it_has_enough() -> None:
-    def batches() -> Iterator[tuple[Any, Any]]:
-        yield [3, 3], [*so2sat.encode_images(random_patches(1), "png"), b"not an image, but not needed either"]
-        yield np.arange(17), random_patches(17)
+def test_no_more_is_read_than_is_shown_and_rare_classes_have_fewer() -> None:
+    def batches() -> Iterator[tuple[pa.Array, Any]]:
+        yield (
+            pa.array([3] * 6),
+            pa.array([{"bytes": so2sat.encode_images(random_patches(1), "png")[0]}] * 4 + [None] * 2),
+        )
+        yield pa.array([*range(17)] * figures.PATCHES_SHOWN), random_patches(17 * figures.PATCHES_SHOWN)
         raise AssertionError("has enough")
 
-    picked = figures.pick_patches(batches(), 1)
-    assert (picked[3][0] == random_patches(1)[0]).all()
-    assert {len(patches) for patches in picked.values()} == {1}
-
-
-def test_pick_patches_leaves_rare_classes_with_fewer() -> None:
-    picked = figures.pick_patches([([0, 0, 1], random_patches(3))], 2)
+    assert {len(patches) for patches in figures.pick_patches(batches()).values()} == {figures.PATCHES_SHOWN}
+    picked = figures.pick_patches([(pa.array([0, 0, 1]), random_patches(3))])
     assert [len(picked[index]) for index in range(17)] == [2, 1, *[0] * 15]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import so2sat
 from conftest import random_arrays, write_source
-from publishing import card, layout
+from publishing import layout
 from publishing.layout import Limits
 
 LEAF = ".list.element.list.element.list.element"
@@ -83,7 +83,7 @@ def test_only_files_named_as_shards_are_shards(tmp_path: Path) -> None:
 
 
 def test_every_picture_of_the_card_is_a_known_file() -> None:
-    assert {layout.STATISTICS_NAME, *card.PICTURES} <= {*layout.OTHER_FILES}
+    assert {layout.STATISTICS_NAME, *layout.PICTURES} <= {*layout.OTHER_FILES}
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,6 @@ from publishing.manifest import Manifest
 
 NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-PICTURES = ("assets/bands.png", "assets/classes.png", "assets/histogram.png")
 
 # Stands in for the card while a repository is being built. It names a file that is never there, because without any
 # card `load_dataset` would guess splits from what files there are and load half a dataset as if it were whole.

@@ -105,7 +105,8 @@ def dask_cluster(address: str, workers: int, output: Path, sources: Sequence[str
     except ImportError as error:
         raise CommandError("--dask needs the package distributed: pip install 'so2sat[dask]'") from error
     with contextlib.ExitStack() as stack:
-        if is_local := address == "local":
+        is_local = address == "local"
+        if is_local:
             options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
             address = stack.enter_context(distributed.LocalCluster(n_workers=workers, **options)).scheduler_address
         try:

@@ -17,6 +17,7 @@ import matplotlib.style
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -189,36 +190,30 @@ def band_statistics(bands: Mapping[str, Sequence[Mapping[str, Any]]], note: str)
 # └──────────────┘
 
 
-def pick_patches(batches: Iterable[tuple[Any, Any]], patches_per_class: int = PATCHES_SHOWN) -> dict[int, list[Patch]]:
-    """Picks the first patches of every class.
+def pick_patches(batches: Iterable[tuple[pa.Array, Any]]) -> dict[int, list[Patch]]:
+    """Picks the first PATCHES_SHOWN patches of every class.
 
     Args:
-        batches: Pairs of a column of class indices and one of images, in the order of the split: lists, NumPy arrays
-            or columns of pyarrow tables. An image is pixels of shape (32, 32, 3), uint8 (`so2sat.to_rgb` of Sentinel-2
-            reflectance), the bytes of an image file, or a mapping with them under `bytes`, as in config `rgb`. Images
-            that aren't picked aren't decoded, and no more batches are taken than needed.
-        patches_per_class: How many.
+        batches: Class indices and images of the same rows, in the order of the split. Images are a column of structs
+            with the bytes of files, as in config `rgb`, or pixels of shape (rows, 32, 32, 3), uint8. Those that aren't
+            picked aren't decoded, and no more batches are taken than needed.
 
     Returns:
         At most that many patches by class index; every class is there.
     """
     picked: dict[int, list[Patch]] = {index: [] for index in _CLASSES}
     for labels, images in batches:
-        for row, label in enumerate(np.asarray(labels).tolist()):
-            if len(picked[label]) < patches_per_class:
+        for row, label in enumerate(labels.to_pylist()):
+            if len(picked[label]) < PATCHES_SHOWN:
                 picked[label].append(_decode(images[row]))
-        if all(len(patches) >= patches_per_class for patches in picked.values()):
+        if all(len(patches) == PATCHES_SHOWN for patches in picked.values()):
             break
     return picked
 
 
 def _decode(image: Any) -> Patch:
-    if hasattr(image, "as_py"):  # a scalar of pyarrow
-        image = image.as_py()
-    if isinstance(image, Mapping):
-        image = image["bytes"]
-    if isinstance(image, bytes):
-        with PIL.Image.open(io.BytesIO(image)) as file:
+    if isinstance(image, pa.StructScalar):
+        with PIL.Image.open(io.BytesIO(image["bytes"].as_py())) as file:
             image = file.convert("RGB")
     return np.asarray(image, np.uint8)
 

@@ -31,7 +31,8 @@ STATE_FOLDER = ".build"
 STATISTICS_NAME = "statistics.json"
 
 # What may be in a repository besides shards, card and manifest.
-OTHER_FILES = (STATISTICS_NAME, "train.py", "assets/bands.png", "assets/classes.png", "assets/histogram.png")
+PICTURES = ("assets/bands.png", "assets/classes.png", "assets/histogram.png")
+OTHER_FILES = (STATISTICS_NAME, "train.py", *PICTURES)
 
 # datasets.config.DEFAULT_CDC_OPTIONS of datasets 5.2: an edited file keeps most of its pages, so of its upload.
 CONTENT_DEFINED_CHUNKING = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}

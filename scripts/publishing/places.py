@@ -199,14 +199,13 @@ def _without_published_errors(
 def _corners(geo: so2sat.Source, start: int, stop: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The top-left corners. The pixel size of 10 m tells the order of `tfw`, for every row without a doubt."""
     tfw = geo.read("tfw", start, stop).astype(np.float64)
-    sizes = np.abs(tfw)
-    with np.errstate(invalid="ignore"):
-        is_world_file = (np.abs(sizes[:, :4] - [so2sat.PIXEL_SIZE, 0, 0, so2sat.PIXEL_SIZE]) < TFW_TOLERANCE).all(
-            axis=1
-        )
-        is_transform = (
-            np.abs(sizes[:, [1, 2, 4, 5]] - [so2sat.PIXEL_SIZE, 0, 0, so2sat.PIXEL_SIZE]) < TFW_TOLERANCE
-        ).all(axis=1)
+
+    def have_sizes_in(columns: list[int]) -> Any:
+        expected = [so2sat.PIXEL_SIZE, 0, 0, so2sat.PIXEL_SIZE]
+        with np.errstate(invalid="ignore"):
+            return (np.abs(np.abs(tfw[:, columns]) - expected) < TFW_TOLERANCE).all(axis=1)
+
+    is_world_file, is_transform = have_sizes_in([0, 1, 2, 3]), have_sizes_in([1, 2, 4, 5])
     orders = "10 0 0 ±10 x y (March 2026) or x 10 0 y 0 ±10 (November 2025)"
     known = is_world_file | is_transform
     _require(known, geo, start, lambda row: " ".join(f"{value:g}" for value in tfw[row]), "as tfw", orders)
