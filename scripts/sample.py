@@ -673,17 +673,13 @@ _EXAMPLES = """\
   python scripts/sample.py data/tiny --train 40 --validation 17 --test 17
       11 MB, in a moment
   python scripts/sample.py data/edition1 --test 0
-      without testing.h5, as in edition 1
-  python scripts/sample.py data/other --seed 1
-      other patches"""
+      without testing.h5, as in edition 1"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     parser = command.parser(_DESCRIPTION, _EXAMPLES)
-    parser.add_argument(
-        "folder", metavar="DIR", type=Path, help="folder for training.h5, validation.h5, testing.h5, and …_geo.h5"
-    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="for training.h5, validation.h5, testing.h5, …_geo.h5")
     for split, rows in DEFAULT_ROWS.items():
         text = f"rows of the {split} split, at least {len(so2sat.LABELS)}, or 0 for no file (default: %(default)s)"
         parser.add_argument(f"--{split}", metavar="ROWS", type=int, default=rows, help=text)

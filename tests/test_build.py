@@ -140,13 +140,6 @@ def test_png_repository_holds_the_exact_pixels(
     np.testing.assert_array_equal(pixels, so2sat.to_rgb(source_arrays["test"]["sen2"]))
 
 
-def test_edition_1_gives_two_splits(source_folder: Path, tmp_path: Path) -> None:
-    for name in ("training.h5", "validation.h5"):
-        shutil.copy(source_folder / name, tmp_path)
-    build.build(str(tmp_path), tmp_path / "so2sat")
-    assert list(datasets.load_dataset(str(tmp_path / "so2sat"), "all")) == ["train", "validation"]
-
-
 # ── Card and statistics ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
