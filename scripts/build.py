@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import tqdm
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from datasets.utils.file_utils import is_remote_url
 
 import so2sat
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        type=_named,
+        type=command.named,
         help=f"folder or fsspec URL with {names}, or some of them; …_geo.h5 beside them for geo; the folders random and"
         " block of edition 3 for the configs of these names",
     )
@@ -96,14 +97,8 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
     return command.run(functools.partial(_run, limits), parser, argv)
 
 
-def _named(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty; a dot is the folder that you are in")
-    return text
-
-
 def _folder(text: str) -> Path:
-    if "://" in _named(text):
+    if "://" in command.named(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a local folder")
     if not text.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} has characters that can't be printed, expected another name")
@@ -214,6 +209,10 @@ def _check_output(output: Path) -> None:
     """
     if pattern := re.search(r"[*?\[]|::|/~", str(output)):
         raise CommandError(f"{output}: load_dataset() takes a path with {pattern[0]!r} for a pattern; {_RENAME}")
+    if output.suffix == ".py" or output.name in _PACKAGED_DATASETS_MODULES:
+        raise CommandError(f"{output}: load_dataset() takes this name for something else; {_RENAME}")
+    if links := [name for name in ("assets", *layout.CONFIGS) if (output / name).is_symlink()]:
+        raise CommandError(f"{output / links[0]}: a link, expected a folder; put the folder itself in its place")
     if output.exists() and not output.is_dir():
         raise CommandError(f"{output}: not a folder")
     if output.is_dir() and not (output / manifest.NAME).exists():
@@ -288,8 +287,11 @@ def _check_slips(output: Path, old: Manifest, new: Manifest, rewrite: bool, drop
     gone = [name for name in old.sources if name not in new.sources]
     if gone and not drop:
         raise CommandError(f"{output}: was made from {gone[0]} too, which SOURCE lacks; --drop removes its split")
-    if new.synthetic and not old.synthetic and not rewrite:
-        raise CommandError(f"{output}: holds measured data and SOURCE is synthetic; --rewrite replaces them")
+    invented = {name for name, record in new.sources.items() if record.synthetic}
+    known = {name for name, record in old.sources.items() if record.synthetic}
+    if invented - known and old.sources.keys() - known and not rewrite:
+        name = min(invented - known)
+        raise CommandError(f"{output}: holds measured data and SOURCE's {name} is synthetic; --rewrite takes it in")
 
 
 def _kept_shards(output: Path, old: Manifest, new: Manifest, plan: Sequence[Shard]) -> dict[str, layout.ShardRecord]:

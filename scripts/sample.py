@@ -679,7 +679,9 @@ _EXAMPLES = """\
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     parser = command.parser(_DESCRIPTION, _EXAMPLES)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="for training.h5, validation.h5, testing.h5, …_geo.h5")
+    parser.add_argument(
+        "folder", metavar="DIR", type=command.named, help="for training.h5, validation.h5, testing.h5, …_geo.h5"
+    )
     for split, rows in DEFAULT_ROWS.items():
         text = f"rows of the {split} split, at least {len(so2sat.LABELS)}, or 0 for no file (default: %(default)s)"
         parser.add_argument(f"--{split}", metavar="ROWS", type=int, default=rows, help=text)
@@ -689,7 +691,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     rows = {split: getattr(options, split) for split in so2sat.SOURCE_FILES}
-    paths = write_sample(options.folder, rows, options.seed)
+    paths = write_sample(Path(options.folder), rows, options.seed)
     size = sum(path.stat().st_size for path in paths)
     names = ", ".join(path.name for path in paths)
     print(f"{options.folder}: {names}: {sum(rows.values()):,} rows, {size:,} bytes, synthetic (not measured data)")

@@ -194,7 +194,7 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
         TrainingError: It lacks what is asked for, or its values have other units than expected.
     """
     folder, is_local = Path(name), Path(name, "manifest.json").exists()
-    if not is_local and (folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+    if not is_local and (folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)):
         raise TrainingError(f"{name}: give a folder that build.py made, with a manifest.json, or ORG/NAME on the Hub")
     if is_local and revision:
         raise TrainingError(f"{name} is a folder; --revision is for repositories on the Hub")
@@ -230,13 +230,13 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
 def _require(wanted: Sequence[str], present: Sequence[str], complaint: str) -> None:
     for name in wanted:
         if name not in present:
-            raise TrainingError(f"{complaint} '{name}', only {', '.join(present) or 'others'}; choose another --config")
+            raise TrainingError(f"{complaint} '{name}', only {', '.join(present) or 'none'}; choose another --config")
 
 
 def _check_units(name: str, bands: Bands) -> None:
     for column in bands:
         if empty := [band["name"] for band in bands[column] if band["percentiles"] is None]:
-            raise TrainingError(f"{name}: no finite value in {', '.join(empty)} of {column}; choose other --sensors")
+            raise TrainingError(f"{name}: too few numbers in {', '.join(empty)} of {column}; choose other --sensors")
     medians = {column: [band["percentiles"]["50"] for band in bands[column]] for column in bands}
     if max(medians.get("sentinel2", [0])) > 1:  # reflectance; the official medians are near 0.12
         wrong = "sentinel2 holds digital numbers, where reflectance is expected, a ten-thousandth of them"
@@ -283,7 +283,9 @@ def load_splits(facts: Facts, limit: int | None, seed: int) -> Splits:
     try:
         loaded = datasets.load_dataset(name, config, revision=facts["revision"])
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{name}: datasets can't load config '{config}': {error}") from error
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        advice = "run build.py again, then verify.py, if it is your own"
+        raise TrainingError(f"{name}: datasets can't load config '{config}' ({reason}); {advice}") from error
     random = np.random.default_rng(seed)
     splits = {}
     for split, dataset in loaded.items():
@@ -298,7 +300,8 @@ def load_splits(facts: Facts, limit: int | None, seed: int) -> Splits:
             splits["validation"], rows = Split(patches, rows[drawn], labels[rows[drawn]]), rows[~drawn]
         splits[split] = Split(patches, rows, labels[rows])
     if len(np.unique(splits["train"].labels)) < 2:
-        raise TrainingError(f"{name}: too few patches to train on, all of one class; raise --limit")
+        advice = "raise --limit" if limit else "take other data"
+        raise TrainingError(f"{name}: all {len(splits['train'].rows):,} patches to train on are of one class; {advice}")
     return splits
 
 
@@ -447,7 +450,9 @@ def _device(name: str) -> Any:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        number = torch.zeros(1, device=name)
+        number.cpu()  # "meta" has no values
+        return number.device
     except (RuntimeError, AssertionError) as error:  # PyTorch's, of a device that it doesn't know or have
         raise TrainingError(f"--device {name}: PyTorch has no such device here; try --device auto") from error
 
@@ -563,11 +568,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", metavar="N", type=_positive, default=15, help="for --model cnn (default: 15)")
     add("--limit", metavar="ROWS", type=_positive, help="at most this many rows of each split, drawn at random")
     add("--batch-size", metavar="N", type=_positive, default=64, help="patches in a batch (default: 64)")
-    add("--seed", metavar="S", type=int, default=0, help="of all that is drawn at random (default: 0)")
+    add("--seed", metavar="S", type=_seed, default=0, help="of all that is drawn at random (default: 0)")
     add("--device", default="auto", help="for --model cnn: cpu, cuda, cuda:1, mps … (default: the fastest one here)")
     add("--output", metavar="DIR", type=Path, default=Path("trained"), help="folder to write to (default: trained)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {(1 << 32) - 1}")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -578,6 +589,10 @@ def _positive(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     facts, bands = open_repository(options.name, options.revision, options.config, options.sensors)
+    if options.output.joinpath("manifest.json").exists():
+        raise TrainingError(f"--output {options.output} is a repository; give another folder")
+    if options.model == "cnn" and options.device != "auto":
+        _device(options.device)  # an error now, not after an earlier run's results are gone
     options.output.mkdir(parents=True, exist_ok=True)
     splits = load_splits(facts, options.limit, options.seed)
     for name in ("model.pt", "model.npz", "metrics.json", "confusion.png"):

@@ -85,6 +85,8 @@ def _repo_id(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
     if "/" not in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form ORG/NAME")
+    if text.endswith(".py"):
+        raise argparse.ArgumentTypeError(f"{text!r} can't be loaded: datasets takes it for a script; take another name")
     return text
 
 

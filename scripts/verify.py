@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     parser.add_argument("repository", metavar="REPOSITORY", type=Path, help="folder of the repository")
-    parser.add_argument("--source", help="folder or fsspec URL with the HDF5 files that it was made from")
+    parser.add_argument(
+        "--source", type=command.named, help="folder or fsspec URL with the HDF5 files that it was made from"
+    )
     parser.add_argument(
         "--sample", type=command.number(1), metavar="N", help="compare N random rows of every split, not all"
     )
@@ -175,6 +177,11 @@ def _source_findings(built: Manifest, sources: Mapping[str, Mapping[str, str]]) 
         yield Finding(name, "not in the source, expected it: the repository was made from it")
     for name, found in manifest.describe({name: paths[name] for name in paths if name in built.sources}).items():
         expected = built.sources[name]
+        if found.synthetic != expected.synthetic:
+            texts = [
+                manifest.shown(text) if text else "measured data" for text in (expected.synthetic, found.synthetic)
+            ]
+            yield Finding(manifest.NAME, f"{name} is {texts[0]}, expected {texts[1]} as it says itself")
         if (found.rows, found.fingerprint) != (expected.rows, expected.fingerprint):
             what = f"{found.rows:,} rows" if found.rows != expected.rows else "other labels or places"
             yield Finding(paths[name], f"{what}, expected the file with {expected.rows:,} rows that was built from")

@@ -75,7 +75,7 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
 
 def words(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, Any]:
     """What the template is filled with; the arguments are those of `render`."""
-    return {**_conditions(manifest, name), **_contents(manifest, statistics, name)}
+    return {**_conditions(manifest, statistics, name), **_contents(manifest, statistics, name)}
 
 
 class _Part(NamedTuple):
@@ -113,7 +113,7 @@ def _parts(manifest: Manifest) -> dict[str, _Part | None]:
     }
 
 
-def _conditions(manifest: Manifest, name: str) -> dict[str, bool]:
+def _conditions(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, bool]:
     """What the repository has, by the names of the template's conditions."""
     splits = {key: {*manifest.splits(part.config)} if part else set() for key, part in _parts(manifest).items()}
     ten_cities = {"validation", "test"}
@@ -125,6 +125,7 @@ def _conditions(manifest: Manifest, name: str) -> dict[str, bool]:
         "has_patches": bool(splits["images"] or splits["arrays"]),
         "has_geo": bool(splits["geo"]),
         "has_places": bool(splits["geo"] and splits["official"]),
+        "has_common": bool(_common_classes(manifest, statistics)),
         "has_several": len(manifest.configs) > 1,
         "has_jpeg": manifest.image_format == "jpeg",
         "has_training": bool(splits["trained"]),
@@ -151,6 +152,7 @@ def _contents(manifest: Manifest, statistics: Statistics, name: str) -> dict[str
         "shell_name": shlex.quote(f"./{name}" if name.startswith("-") else name),
         "version": so2sat.VERSION,
         "citation": so2sat.CITATION,
+        "common": next(iter(_common_classes(manifest, statistics)), 0),
         "synthetic": _escaped(manifest.synthetic),
         "patches": _patches(manifest),
         "bands": "8 of Sentinel-1, 10 of Sentinel-2" if parts["arrays"] else "red, green, blue (B4, B3, B2)",
@@ -307,6 +309,13 @@ def _class_tables(manifest: Manifest, statistics: Statistics) -> str:
 def patches_per_class(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:
     """Counts in the order of the classes, by split, of a config's statistics."""
     return {split: [*summary["patches_per_class"].values()] for split, summary in splits.items()}
+
+
+def _common_classes(manifest: Manifest, statistics: Statistics) -> list[int]:
+    """Classes that every split of the config shown first has, the last one first."""
+    main = _parts(manifest)["main"]
+    counts = patches_per_class(statistics[main.config]).values() if main else ()
+    return [index for index in reversed(range(len(so2sat.LABELS))) if all(split[index] for split in counts)]
 
 
 def _pair_table(splits: Mapping[str, Mapping[str, Any]]) -> str:

@@ -53,8 +53,8 @@ class Finding:
     problem: str
 
     def __str__(self) -> str:
-        """The line that is printed."""
-        return f"{self.file}: {self.problem}"
+        """The line that is printed, whatever files are called."""
+        return "".join(letter if letter.isprintable() else "?" for letter in f"{self.file}: {self.problem}")
 
 
 def repository_findings(folder: Path, built: Manifest) -> Iterator[Finding]:

@@ -34,6 +34,13 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
     return result
 
 
+def named(text: str) -> str:
+    """The type of an argument that names a folder or file: an empty one is a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; a dot is the folder that you are in")
+    return text
+
+
 def number(least: int, most: int = 1 << 62) -> Callable[[str], int]:
     """Makes the type of an argument that is a whole number from `least` to `most`."""
 
