@@ -64,6 +64,13 @@ def write_source(path: Path, arrays: Mapping[str, npt.NDArray[Any]], **options: 
     return path
 
 
+def write_sources(folder: Path, arrays: Mapping[str, Arrays]) -> Path:
+    """Writes the source file of every split into a folder."""
+    for split, content in arrays.items():
+        write_source(folder / so2sat.SOURCE_FILES[split], content)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
     """No handler of a signal outlives its test."""
@@ -89,10 +96,7 @@ def source_arrays() -> dict[str, Arrays]:
 @pytest.fixture(scope="session")
 def source_folder(tmp_path_factory: pytest.TempPathFactory, source_arrays: dict[str, Arrays]) -> Path:
     """A folder with the three source files in the official layout. Read only."""
-    folder = tmp_path_factory.mktemp("source")
-    for split, arrays in source_arrays.items():
-        write_source(folder / so2sat.SOURCE_FILES[split], arrays)
-    return folder
+    return write_sources(tmp_path_factory.mktemp("source"), source_arrays)
 
 
 @pytest.fixture(scope="session")
@@ -112,10 +116,7 @@ def small_arrays() -> dict[str, Arrays]:
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory, small_arrays: dict[str, Arrays]) -> Path:
     """A folder with three small source files. Read only."""
-    folder = tmp_path_factory.mktemp("small")
-    for split, arrays in small_arrays.items():
-        write_source(folder / so2sat.SOURCE_FILES[split], arrays)
-    return folder
+    return write_sources(tmp_path_factory.mktemp("small"), small_arrays)
 
 
 @pytest.fixture(scope="session")

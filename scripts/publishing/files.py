@@ -52,14 +52,12 @@ def locked(folder: Path, state_folder: str) -> Iterator[None]:
         CommandError: Another run is at work there, or the folder can't be made.
     """
     lock = folder / state_folder / "lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(lock, timeout=0)
-        held.acquire()
-    except filelock.Timeout as error:
-        raise CommandError(f"{folder}: another run of this command is at work there; wait for it to end") from error
-    except OSError as error:
-        raise CommandError(f"{folder}: can't be written ({error.strerror}); choose another folder") from error
-    with held:
-        held.release()  # the block has it too
+    with contextlib.ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(filelock.FileLock(lock, timeout=0))
+        except filelock.Timeout as error:
+            raise CommandError(f"{folder}: another run of this command is at work there; wait for it to end") from error
+        except OSError as error:
+            raise CommandError(f"{folder}: can't be written ({error.strerror}); choose another folder") from error
         yield
