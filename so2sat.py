@@ -47,7 +47,7 @@ import posixpath
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import datasets
@@ -95,7 +95,6 @@ CITATION = """\
 # └──────────┘
 
 # Local climate zones in index order, spelled as in TensorFlow Datasets: LCZ 1 to 10, built, and A to G, land cover.
-# They are in every shard: a change of them needs another LAYOUT_VERSION of scripts/publishing/layout.py.
 # fmt: off
 LABELS = (
     "Compact high-rise", "Compact mid-rise", "Compact low-rise", "Open high-rise", "Open mid-rise", "Open low-rise",
@@ -171,30 +170,40 @@ class Config:
     """A config: what its rows hold and what they are made from.
 
     Attributes:
-        kind: "rgb" or "all": the columns.
+        columns: Its columns, names of FEATURES, in their order.
         description: In one line.
         files: The source file of every split, by its path in the data folder.
     """
 
-    kind: str
+    columns: tuple[str, ...]
     description: str
     files: Mapping[str, str]
 
 
-_RGB = "Sentinel-2 in natural colours as 8-bit images (red, green, blue = B4, B3, B2)"
-_ALL = "8 Sentinel-1 and 10 Sentinel-2 channels as float32"
+# What a column holds. A config may have any of them; read_columns makes them.
+FEATURES: Mapping[str, Any] = {
+    "image": datasets.Image(),
+    "label": datasets.ClassLabel(names=list(LABELS)),
+    "sample_id": datasets.Value("int64"),
+    "sentinel1": datasets.Array3D(SOURCE_SHAPES["sen1"], "float32"),
+    "sentinel2": datasets.Array3D(SOURCE_SHAPES["sen2"], "float32"),
+}
+
+_RGB = ("image", "label", "sample_id")
+_RGB_TEXT = "Sentinel-2 in natural colours as 8-bit images (red, green, blue = B4, B3, B2)"
+_ALL = ("label", "sample_id", "sentinel1", "sentinel2")
+_ALL_TEXT = "8 Sentinel-1 and 10 Sentinel-2 channels as float32"
 CONFIGS: Mapping[str, Config] = {
-    "rgb": Config("rgb", _RGB, SOURCE_FILES),
-    "all": Config("all", _ALL, SOURCE_FILES),
-    "rgb_random": Config("rgb", f"{_RGB}, split at random (edition 3)", RANDOM_FILES),
-    "all_random": Config("all", f"{_ALL}, split at random (edition 3)", RANDOM_FILES),
-    "rgb_block": Config("rgb", f"{_RGB}, split by blocks within every city (edition 3)", BLOCK_FILES),
-    "all_block": Config("all", f"{_ALL}, split by blocks within every city (edition 3)", BLOCK_FILES),
+    "rgb": Config(_RGB, _RGB_TEXT, SOURCE_FILES),
+    "all": Config(_ALL, _ALL_TEXT, SOURCE_FILES),
+    "rgb_random": Config(_RGB, f"{_RGB_TEXT}, split at random (edition 3)", RANDOM_FILES),
+    "all_random": Config(_ALL, f"{_ALL_TEXT}, split at random (edition 3)", RANDOM_FILES),
+    "rgb_block": Config(_RGB, f"{_RGB_TEXT}, split by blocks within every city (edition 3)", BLOCK_FILES),
+    "all_block": Config(_ALL, f"{_ALL_TEXT}, split by blocks within every city (edition 3)", BLOCK_FILES),
 }
 DEFAULT_CONFIG = "rgb"
 
-# Parameters of PIL.Image.Image.save. Optimised Huffman tables change no pixel and save a fifth of the bytes. A change
-# needs another LAYOUT_VERSION of scripts/publishing/layout.py.
+# Parameters of PIL.Image.Image.save. Optimised Huffman tables change no pixel and save a fifth of the bytes.
 IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0, "optimize": True},
     "png": {"format": "PNG"},
@@ -203,11 +212,7 @@ IMAGE_FORMATS: Mapping[str, Mapping[str, Any]] = {
 
 def features(config: str) -> datasets.Features:
     """Features of a config, in the order of its columns."""
-    keys = {"label": datasets.ClassLabel(names=list(LABELS)), "sample_id": datasets.Value("int64")}
-    if CONFIGS[config].kind == "rgb":
-        return datasets.Features({"image": datasets.Image(), **keys})
-    sentinel1, sentinel2 = (datasets.Array3D(SOURCE_SHAPES[name], "float32") for name in ("sen1", "sen2"))
-    return datasets.Features({**keys, "sentinel1": sentinel1, "sentinel2": sentinel2})
+    return datasets.Features({name: FEATURES[name] for name in CONFIGS[config].columns})
 
 
 # ┌───────────┐
@@ -384,7 +389,7 @@ def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | 
     return sources
 
 
-def absent_splits(config: str, files: Mapping[str, str], sources: Mapping[str, str]) -> str:
+def absent_splits(config: str, files: Mapping[str, str], sources: Collection[str]) -> str:
     """Says in words which splits of a config are left out, if any are."""
     absent = {split: name for split, name in files.items() if split not in sources}
     if not absent:
@@ -746,21 +751,20 @@ def read_columns(source: Source, config: str, start: int, stop: int) -> dict[str
         stop: Row after the last, at most ROWS_PER_BLOCK later if memory is to stay small.
 
     Returns:
-        The columns in the order of `features(config)`: `label` and `sample_id`, int64, of shape (rows,), `sentinel1`
-        and `sentinel2`, float32, of shape (rows, 32, 32, bands), `image`, uint8, of shape (rows, 32, 32, 3).
+        The config's columns in their order: `label` and `sample_id`, int64, of shape (rows,), `sentinel1` and
+        `sentinel2`, float32, of shape (rows, 32, 32, bands), `image`, uint8, of shape (rows, 32, 32, 3).
 
     Raises:
         SourceError: The rows can't be read, or a label is not one-hot.
     """
-    label, sample_id = source.read_labels(start, stop), np.arange(start, stop, dtype=np.int64)
-    if CONFIGS[config].kind == "rgb":
-        return {"image": to_rgb(source.read("sen2", start, stop)), "label": label, "sample_id": sample_id}
-    return {
-        "label": label,
-        "sample_id": sample_id,
-        "sentinel1": to_float32(source.read("sen1", start, stop)),
-        "sentinel2": to_float32(source.read("sen2", start, stop)),
+    readers: Mapping[str, Callable[[], npt.NDArray[Any]]] = {
+        "image": lambda: to_rgb(source.read("sen2", start, stop)),
+        "label": lambda: source.read_labels(start, stop),
+        "sample_id": lambda: np.arange(start, stop, dtype=np.int64),
+        "sentinel1": lambda: to_float32(source.read("sen1", start, stop)),
+        "sentinel2": lambda: to_float32(source.read("sen2", start, stop)),
     }
+    return {name: readers[name]() for name in CONFIGS[config].columns}
 
 
 def to_rgb(sen2: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -14,11 +14,6 @@ The head of this file imports only what the environment of TensorFlow Datasets h
 
 from __future__ import annotations
 
-import publishing
-
-if __name__ == "__main__":
-    publishing.end_on_ctrl_c()
-
 import argparse
 import asyncio
 import dataclasses
@@ -156,7 +151,7 @@ def encode_alone(source: str, output: str, config: str) -> Work:
     import pyarrow.parquet as pq
 
     import so2sat
-    from publishing import layout
+    from publishing import shards
 
     schema, ready = so2sat.features(config).arrow_schema, {}
     for split, name in FILES.items():
@@ -165,10 +160,10 @@ def encode_alone(source: str, output: str, config: str) -> Work:
 
     def work() -> None:
         for split, blocks in ready.items():
-            options = layout.writer_options(schema, blocks[0])
+            options = shards.writer_options(schema, blocks[0])
             with pq.ParquetWriter(f"{output}/{split}.parquet", schema, **options) as writer:
                 for columns in blocks:
-                    writer.write_table(layout.to_table(columns, schema, "jpeg"))
+                    writer.write_batch(shards.to_batch(columns, schema, "jpeg"))
 
     return work
 

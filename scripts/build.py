@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
-import publishing
-
-if __name__ == "__main__":
-    publishing.end_on_ctrl_c()
-
 import argparse
 import collections
-import concurrent.futures
 import contextlib
-import errno
+import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tqdm
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from datasets.utils.file_utils import is_remote_url
 
 import so2sat
-from publishing import card, checks, command, executors, files, layout, manifest, places
-from publishing.band_statistics import METHOD, ConfigStatistics
+from publishing import card, command, contents, executors, files, manifest, shards
+from publishing.band_statistics import Statistics
 from publishing.command import CommandError
-from publishing.layout import Limits, Shard
-from publishing.manifest import Manifest, SourceRecord
+from publishing.configs import CONFIGS, Config, Limits
+from publishing.configs import path as source_path
+from publishing.manifest import Manifest
+from publishing.shards import Shard, ShardRecord
 
 EXAMPLES = """\
   python scripts/build.py data build/so2sat                  all configs, one worker process per core
-  python scripts/build.py data build/so2sat --config all     one config
+  python scripts/build.py data build/so2sat --config all     one config, and those that are there already
   python scripts/build.py https://host/data build/so2sat     from a server, read by ranges
   python scripts/build.py /lab/data /lab/so2sat --dask tcp://host:8786
                                                              on a Dask cluster that shares /lab
 """
 
-TRAIN = Path(__file__).with_name("train.py")  # goes with the patches
+LITTLE_WORK = 100_000_000  # bytes of rows in memory; for less, starting a process takes longer than the work
 
 _RENAME = "choose another name"
 
-LITTLE_WORK = 100_000_000  # bytes of rows in memory; for less, starting a process takes longer than the work
 
-
-def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layout.LIMITS) -> int:
+def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] | None = None) -> int:
     """Runs the command line."""
     parser = command.parser(
         "Builds a Parquet repository, ready for load_dataset() and for the Hub, from So2Sat HDF5 files. A build that"
-        " was interrupted goes on where it stopped when it is run again. A shard is kept if its source has the same"
-        " size, rows and labels as before; other changes of a source are found by verify.py --source.",
+        " was interrupted goes on where it stopped when it is run again. A shard is kept if nothing that decides its"
+        " bytes has changed. Of a source that is its size, all labels and places, and 256 rows of every array, evenly"
+        " spaced; a change of other rows alone is seen by verify.py --source.",
         EXAMPLES,
     )
     names = ", ".join(so2sat.SOURCE_FILES.values())
@@ -71,7 +64,13 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
         "output", metavar="OUTPUT", type=_folder, help="folder: new, empty or a repository built earlier"
     )
     parser.add_argument(
-        "--config", action="append", choices=layout.CONFIGS, help="may be repeated (default: all whose files are there)"
+        "--config",
+        action="append",
+        dest="configs",
+        metavar="CONFIG",
+        choices=CONFIGS,
+        help=f"one of {', '.join(CONFIGS)}; may be repeated (default: all whose files are there); others that OUTPUT"
+        " holds stay, unless --drop is given",
     )
     parser.add_argument(
         "--image-format",
@@ -82,18 +81,23 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] = layou
         "--workers",
         type=command.number(1, 1024),
         metavar="N",
-        help="processes (default: one per core, or only this one for little work)",
+        help="processes (default: one per core that this process may use, or only this one for little work)",
     )
     parser.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="run the work on the Dask cluster of this scheduler, whose workers must all see SOURCE and OUTPUT under"
-        " the same path; 'local' starts a cluster of --workers processes",
+        help="run the work on the Dask cluster of this scheduler. Its workers must see SOURCE and OUTPUT under the same"
+        " path, have this project installed (pip install -e '.[scripts,dask]') and its folder scripts in PYTHONPATH;"
+        " 'local' starts a cluster of --workers processes",
     )
     parser.add_argument(
         "--rewrite", action="store_true", help="write every shard anew; needed to replace measured data by synthetic"
     )
-    parser.add_argument("--drop", action="store_true", help="remove splits whose files SOURCE lacks")
+    parser.add_argument(
+        "--drop",
+        action="store_true",
+        help="remove splits whose files SOURCE lacks, and with --config the configs that are not named",
+    )
     return command.run(functools.partial(_run, limits), parser, argv)
 
 
@@ -105,18 +109,9 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def _run(limits: Mapping[str, Limits], options: argparse.Namespace) -> None:
-    build(
-        options.source,
-        options.output,
-        configs=options.config,
-        image_format=options.image_format,
-        workers=options.workers,
-        rewrite=options.rewrite,
-        drop=options.drop,
-        dask=options.dask,
-        limits=limits,
-    )
+def _run(limits: Mapping[str, Limits] | None, options: argparse.Namespace) -> None:
+    arguments = {name: value for name, value in vars(options).items() if name != "debug"}
+    build(**arguments, limits=limits)
 
 
 def build(
@@ -128,20 +123,20 @@ def build(
     rewrite: bool = False,
     drop: bool = False,
     dask: str | None = None,
-    limits: Mapping[str, Limits] = layout.LIMITS,
+    limits: Mapping[str, Limits] | None = None,
 ) -> Manifest:
     """Builds a repository, or completes or updates one.
 
     Args:
         source: Folder or fsspec URL with the source files.
-        output: Folder of the repository. Configs it already holds stay part of it.
-        configs: Configs to build; if None, all whose files are there.
+        output: Folder of the repository.
+        configs: Configs to build; if None, all whose files are there. Others that the repository holds stay in it.
         image_format: One of so2sat.IMAGE_FORMATS; if None, the repository's own, or "jpeg".
         workers: Number of worker processes; 1 works in this process. If None, as many as pay.
         rewrite: Whether to write shards anew that are there already, even synthetic ones over measured ones.
-        drop: Whether to remove splits whose source files are gone.
+        drop: Whether to remove splits whose source files are gone, and configs that are not among `configs`.
         dask: Address of a Dask scheduler to run the work, or "local" for a Dask cluster on this machine.
-        limits: How large shards and row groups get, by the kind of a config.
+        limits: How large shards and row groups get, by config, where not as the config says.
 
     Returns:
         What the repository holds now.
@@ -154,51 +149,39 @@ def build(
     folder = source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source))
     _check_output(output)
     old = Manifest.load(output)
-    sources = _find_sources(folder, configs, old.configs if old else [])
-    if output.name == TRAIN.stem and _has_patches(sources):
-        raise CommandError(f"{output}: a folder of this name can't be loaded if {TRAIN.name} is in it; {_RENAME}")
-    paths = layout.source_paths(sources)
-    states = _states(paths)
+    kept = [] if drop or not old else [*old.configs]
+    states = _states(folder)
     print(f"{source}: checking all labels and places")
-    new = Manifest(
-        versions=manifest.current_versions(),
-        image_format=image_format or (old.image_format if old else "jpeg"),
-        limits=dict(limits),
-        sources=manifest.describe(paths),
-        configs=list(sources),
-        files=old.files if old else {},
-    )
-    _tell_sources(sources, new)
-    _refuse_twins(paths, new.sources)
-    with _full_disk_told(output), files.locked(output, layout.STATE_FOLDER), _cleaned(output):
+    new = _describe(folder, configs, kept, image_format or (old.image_format if old else "jpeg"), limits or {})
+    if output.name == contents.TRAIN.stem and contents.has_patches(new):
+        raise CommandError(
+            f"{output}: a folder of this name can't be loaded with {contents.TRAIN.name} in it; {_RENAME}"
+        )
+    with files.locked(output, shards.STATE_FOLDER), _cleaned(output):
         if old != Manifest.load(output):
             raise CommandError(f"{output}: another build has changed it meanwhile; run the same command again")
         if old:
             _check_slips(output, old, new, rewrite, drop)
-        plan = new.plan(sources)
-        if old and not rewrite:
-            new.shards = _kept_shards(output, old, new, plan)
-        missing = [shard for shard in plan if shard.name not in new.shards]
-        stale = {*layout.find_shards(output)} - {shard.name for shard in plan}
-        if missing or stale:
-            with _runner(dask, workers, output, [*paths.values()], missing) as run:
-                _mark_incomplete(output, new, stale)
-                _write(run, output, new, missing)
-        if changed := [name for name, state in _states(paths).items() if state != states[name]]:
+            new.files = old.files
+            if not rewrite:
+                new.shards = _unchanged(old, new)
+        # Before the first shard, so that no conversion of hours ends in an error of the card's template.
+        card.render(
+            new, contents.summaries(output, dataclasses.replace(new, shards={}), contents.blank(new)), output.name
+        )
+        with _runner(dask, workers, output, folder, new) as run:
+            totals = _make(run, output, folder, new)
+        if changed := [name for name, state in _states(folder).items() if state != states.get(name)]:
             new.shards = {}
             new.save(output)
             raise CommandError(f"{source}: {changed[0]} was changed while it was read; run the same command again")
-        _finish(output, new)
+        _finish(output, new, totals)
     return new
 
 
 # ┌────────┐
 # │  Plan  │
 # └────────┘
-
-
-def _has_patches(configs: Iterable[str]) -> bool:
-    return any(layout.CONFIGS[config].kind != "geo" for config in configs)
 
 
 def _check_output(output: Path) -> None:
@@ -211,71 +194,92 @@ def _check_output(output: Path) -> None:
         raise CommandError(f"{output}: load_dataset() takes a path with {pattern[0]!r} for a pattern; {_RENAME}")
     if output.suffix == ".py" or output.name in _PACKAGED_DATASETS_MODULES:
         raise CommandError(f"{output}: load_dataset() takes this name for something else; {_RENAME}")
-    if links := [name for name in ("assets", *layout.CONFIGS) if (output / name).is_symlink()]:
+    if links := [name for name in ("assets", *CONFIGS) if (output / name).is_symlink()]:
         raise CommandError(f"{output / links[0]}: a link, expected a folder; put the folder itself in its place")
     if output.exists() and not output.is_dir():
         raise CommandError(f"{output}: not a folder")
-    if output.is_dir() and not (output / manifest.NAME).exists():
-        names = sorted(path.name for path in output.iterdir())
-        others = [name for name in names if name != layout.STATE_FOLDER and not name.endswith(files.INCOMPLETE_SUFFIX)]
-        if others:
-            raise CommandError(
-                f"{output}: holds {others[0]} but no {manifest.NAME} of an earlier build; give a new or empty folder"
-            )
+    others = {path.name for path in output.iterdir()} - {shards.STATE_FOLDER} if output.is_dir() else None
+    if others and manifest.NAME not in others:
+        what = f"holds {min(others)} but no {manifest.NAME} of an earlier build"
+        raise CommandError(f"{output}: {what}; give a new or empty folder")
 
 
-def _find_sources(folder: str, asked: Sequence[str] | None, built: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Finds the source files of the configs to build: by config and split, in the order of layout.CONFIGS.
+def _describe(
+    folder: str, asked: Sequence[str] | None, kept: Sequence[str], image_format: str, limits: Mapping[str, Limits]
+) -> Manifest:
+    """Finds and checks the source files, and says what can be made of them.
 
     Args:
         folder: Folder or fsspec URL.
-        asked: Configs that must be there; if None, all whose files are there.
-        built: Configs that the repository holds, and keeps if their files are there.
+        asked: Configs that must be made; if None, all whose files are there.
+        kept: Configs that the repository holds, and keeps if their files are there.
+        image_format: One of so2sat.IMAGE_FORMATS.
+        limits: See `build`.
 
     Raises:
         so2sat.SourceError: A file is missing or not as expected.
+        CommandError: A file is there under two names.
     """
-    sources, missing = {}, []
-    for config in layout.CONFIGS:
-        if not asked or config in asked or config in built:
-            try:
-                sources[config] = layout.find_sources(folder, config)
-            except so2sat.MissingSourceError as error:
-                if asked and config in asked:
-                    raise
-                missing.append(error)
-    if not sources:
-        raise missing[0]
-    return sources
-
-
-def _tell_sources(sources: Mapping[str, Mapping[str, str]], new: Manifest) -> None:
+    wanted = [config for name, config in CONFIGS.items() if not asked or name in asked or name in kept]
+    names = dict.fromkeys(name for config in wanted for files in config.files.values() for name in files)
+    sources = manifest.describe(folder, names)
+    new = Manifest(so2sat.VERSION, image_format, sources, {})
+    new.configs = {
+        config.name: shards.recipe(config, image_format, limits.get(config.name, config.limits))
+        for config in wanted
+        if new.splits(config.name)
+    }
+    for config in [*(asked or []), *([] if new.configs else [so2sat.DEFAULT_CONFIG])]:
+        if config not in new.configs:
+            _tell_missing(folder, CONFIGS[config])
+    used = {name for config in new.configs for split in new.splits(config) for name in CONFIGS[config].files[split]}
+    new.sources = {name: record for name, record in sources.items() if name in used}
+    for config in new.configs:
+        _check_together(folder, new, CONFIGS[config])
     for name, record in new.sources.items():
         print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
-    for config, splits in sources.items():
-        names = {split: layout.source_files(config, split)[-1] for split in layout.CONFIGS[config].files}
-        if absent := so2sat.absent_splits(config, names, splits):
+    for config in new.configs:
+        splits = {split: " and ".join(names) for split, names in CONFIGS[config].files.items()}
+        if absent := so2sat.absent_splits(config, splits, new.splits(config)):
             print(f"  {absent}")
+    return new
 
 
-def _states(paths: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """What tells that a local file was changed without reading it: size and time."""
-    stats = {name: os.stat(path) for name, path in paths.items() if not is_remote_url(path)}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+def _tell_missing(folder: str, config: Config) -> None:
+    """Raises a MissingSourceError about a config that can't be made, and says where so2sat can what lies there."""
+    if config.name in so2sat.CONFIGS:
+        so2sat.find_sources(folder, config.name)
+    names = " or ".join(" with ".join(names) for names in config.files.values())
+    raise so2sat.MissingSourceError(f"{folder}: no {names}, which config '{config.name}' needs")
 
 
-def _refuse_twins(paths: Mapping[str, str], records: Mapping[str, SourceRecord]) -> None:
-    """Makes sure that no file is there under two names, or two splits would hold the same patches.
+def _check_together(folder: str, new: Manifest, config: Config) -> None:
+    """Makes sure that the files of a split have the same rows, and that no file is there as two splits.
 
     Raises:
-        CommandError: Two files have the same labels and the same first patch.
+        so2sat.SourceError: Files of one split differ in length.
+        CommandError: Two splits would hold the same patches.
     """
-    for (name, record), (other, its) in itertools.combinations(records.items(), 2):
-        if (record.rows, record.fingerprint) == (its.rows, its.fingerprint) and not places.is_geo(name):
-            with so2sat.open_source(paths[name]) as mine, so2sat.open_source(paths[other]) as theirs:
-                first, second = (source.read("sen2", 0, 1).tobytes() for source in (mine, theirs))
-            if first == second:
-                raise CommandError(f"{paths[name]}: the same file as {paths[other]}, expected different patches")
+    splits = [config.files[split] for split in new.splits(config.name)]
+    for first, *others in splits:
+        for other in others:
+            rows, expected = new.sources[other].rows, new.sources[first].rows
+            if rows != expected:
+                what = f"{rows:,} rows, expected {expected:,}, one for every patch of {first}"
+                raise so2sat.SourceError(f"{source_path(folder, other)}: {what}")
+    for (first, *_), (second, *_) in itertools.combinations(splits, 2):
+        if new.sources[first].fingerprint == new.sources[second].fingerprint:
+            raise CommandError(
+                f"{source_path(folder, first)}: the same file as {second}, expected different patches in every split"
+            )
+
+
+def _states(folder: str) -> dict[str, tuple[int, int]]:
+    """What tells that a local source file was changed without reading it: size and time."""
+    names = {name for config in CONFIGS.values() for files in config.files.values() for name in files}
+    paths = {name: Path(source_path(folder, name)) for name in names if not is_remote_url(folder)}
+    stats = {name: path.stat() for name, path in paths.items() if path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _check_slips(output: Path, old: Manifest, new: Manifest, rewrite: bool, drop: bool) -> None:
@@ -294,41 +298,23 @@ def _check_slips(output: Path, old: Manifest, new: Manifest, rewrite: bool, drop
         raise CommandError(f"{output}: holds measured data and SOURCE's {name} is synthetic; --rewrite takes it in")
 
 
-def _kept_shards(output: Path, old: Manifest, new: Manifest, plan: Sequence[Shard]) -> dict[str, layout.ShardRecord]:
-    """Finds the shards of an earlier build that are still right, and says in a sentence why the others are not."""
-    if old.versions["layout"] != new.versions["layout"]:  # then the manifest that was read has no shards
-        print(f"all shards are written anew: layout was {old.versions['layout']}, now {new.versions['layout']}")
-        return {}
-    known = [shard for shard in plan if shard.name in old.shards]
-    reasons = {shard.name: _change(shard, old, new) for shard in known}
-    candidates = [shard for shard in known if not reasons[shard.name]]
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # checksums don't need Python's lock
-        are_intact = pool.map(lambda shard: layout.is_intact(output, shard, old.shards[shard.name]), candidates)
-        with _bar(candidates, "checking") as bar:
-            for shard, intact in zip(candidates, are_intact):
-                reasons[shard.name] = "" if intact else "lost or damaged"
-                bar.update(shard.rows)
-    counts = collections.Counter(filter(None, reasons.values()))
-    if counts:
-        told = "; ".join(f"{count} {reason}" for reason, count in counts.items())
-        print(f"{counts.total()} of {len(plan)} shards are written anew: {told}")
+def _unchanged(old: Manifest, new: Manifest) -> dict[str, ShardRecord]:
+    """Finds the shards of an earlier build that are still right if their bytes are; says why the others are not."""
+    plan = new.plan()
+    reasons = {shard.name: _change(shard, old, new) for shard in plan if shard.name in old.shards}
+    for reason, count in collections.Counter(filter(None, reasons.values())).items():
+        print(f"rewriting {count} of {len(plan)} shards: {reason}")
     return {name: old.shards[name] for name, reason in reasons.items() if not reason}
 
 
 def _change(shard: Shard, old: Manifest, new: Manifest) -> str:
     """What of all that decides a shard's bytes has changed, an empty string if nothing."""
-    kind = layout.CONFIGS[shard.config].kind
-    for name in layout.source_files(shard.config, shard.split):
+    for name in CONFIGS[shard.config].files[shard.split]:
         if old.sources.get(name) != new.sources[name]:
-            return f"because {name} has changed"
-    for name in ("pyarrow", *(["pillow"] if kind == "rgb" else [])):
-        if old.versions[name] != new.versions[name]:
-            return f"because {name} was {old.versions[name]}, now {new.versions[name]}"
-    if kind == "rgb" and old.image_format != new.image_format:
-        return f"because the image format was {old.image_format}, now {new.image_format}"
-    if old.limits[kind] != new.limits[kind]:
-        return "because shards had other limits"
-    return ""
+            return f"{name} has changed"
+    before, now = old.configs[shard.config], new.configs[shard.config]
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return f"{keys[0]} was {before.get(keys[0])}, now {now.get(keys[0])}" if keys else ""
 
 
 # ┌────────┐
@@ -337,84 +323,90 @@ def _change(shard: Shard, old: Manifest, new: Manifest) -> str:
 
 
 def _runner(
-    dask: str | None, workers: int | None, output: Path, paths: Sequence[str], missing: Sequence[Shard]
+    dask: str | None, workers: int | None, output: Path, folder: str, new: Manifest
 ) -> contextlib.AbstractContextManager[executors.Run]:
-    """Where shards are written. Space is checked first."""
-    needed = sum(shard.rows * layout.kind_of(shard.config).row_bytes for shard in missing)
-    free = shutil.disk_usage(output).free
+    """Where shards are made."""
+    if dask:
+        paths = [] if is_remote_url(folder) else [source_path(folder, name) for name in new.sources]
+        return executors.dask_cluster(dask, workers or executors.cores(), output, paths, shards.version)
+    plan = new.plan()
+    return executors.processes(min(workers or (executors.cores() if _bytes(plan) > LITTLE_WORK else 1), len(plan)))
+
+
+def _bytes(plan: Sequence[Shard]) -> int:
+    """What the rows of shards take in memory, which is more than their files take."""
+    return sum(shard.rows * CONFIGS[shard.config].row_bytes for shard in plan)
+
+
+def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> dict[tuple[str, str], Statistics]:
+    """Writes the shards that are not there, or not intact, and gives the statistics of all.
+
+    A shard that was lost is written as it was. Others make the folder incomplete first; after each the manifest knows
+    of it, so that another run goes on from there.
+    """
+    plan, totals = new.plan(folder), contents.blank(new)
+    missing = [shard for shard in plan if shard.name not in new.shards]
+    stale = sorted({*shards.find_shards(output)} - {shard.name for shard in plan})
+    if missing or stale:
+        _warn_of_space(output, missing)
+        _mark_incomplete(output, new, stale)
+    known, started, written = {**new.shards}, time.monotonic(), 0
+    work = functools.partial(shards.make_shard, folder=output, known=known)
+    try:
+        with tqdm.tqdm(total=sum(shard.rows for shard in plan), unit=" rows", disable=None, dynamic_ncols=True) as bar:
+            for shard, (record, statistics, is_new) in run(work, plan):
+                totals[shard.config, shard.split].merge(statistics)
+                if is_new:
+                    new.shards[shard.name] = record
+                    new.save(output)
+                    written += shard.rows
+                    lost = ", which was lost or damaged" if shard.name in known else ""
+                    if bar.disable or lost:
+                        tqdm.tqdm.write(f"[{len(new.shards)}/{len(plan)}] {shard.name}{lost}")
+                bar.update(shard.rows)
+    except CommandError as error:
+        finished = f"{len(new.shards)} of {len(plan)} shards are finished and kept"
+        raise CommandError(f"{output}: {error} ({finished})") from error
+    if written:
+        seconds = time.monotonic() - started
+        print(f"wrote {written:,} rows in {seconds:.1f} s ({written / seconds:,.0f} rows/s)")
+    return totals
+
+
+def _warn_of_space(output: Path, missing: Sequence[Shard]) -> None:
+    needed, free = _bytes(missing), shutil.disk_usage(output).free
     if needed > free:
         sizes = f"up to {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
         print(f"warning: {output}: {sizes}; if the disk gets full, finished shards are kept", file=sys.stderr)
-    cores = os.cpu_count() or 1
-    if dask:
-        return executors.dask_cluster(dask, workers or cores, output, paths)
-    workers = min(workers or (cores if needed > LITTLE_WORK else 1), len(missing))
-    return executors.processes(workers) if workers > 1 else contextlib.nullcontext(executors.here)
 
 
-def _mark_incomplete(output: Path, new: Manifest, stale: set[str]) -> None:
+def _mark_incomplete(output: Path, new: Manifest, stale: Sequence[str]) -> None:
     """Makes the folder one that is ours and doesn't load, and takes away what belongs to no split."""
     new.save(output)
-    with files.replacing(output / card.NAME) as file:
-        file.write(card.INCOMPLETE.encode())
-    for name in sorted(stale):
+    _replace(output, card.NAME, card.INCOMPLETE.encode())
+    for name in stale:
         print(f"{name} is removed: it is none of the shards that the sources make")
         (output / name).unlink()
-    layout.keep_statistics(output, new.shards.values())
+        with contextlib.suppress(OSError):  # not empty
+            (output / name).parent.rmdir()
 
 
-def _write(run: executors.Run, output: Path, new: Manifest, missing: Sequence[Shard]) -> None:
-    """Writes the missing shards; after each the manifest knows of it."""
-    started, total = time.monotonic(), len(new.shards) + len(missing)
-    try:
-        with _bar(missing, "writing") as bar:
-            for shard, record in run(functools.partial(layout.write_shard, folder=output), missing):
-                new.shards[shard.name] = record
-                new.save(output)
-                bar.update(shard.rows)
-                if bar.disable:
-                    print(f"{len(new.shards)} of {total} shards are written: {shard.name}", flush=True)
-    except CommandError as error:
-        raise CommandError(f"{output}: {error} ({len(new.shards)} of {total} shards are finished and kept)") from error
-    if missing:
-        rows, seconds = sum(shard.rows for shard in missing), time.monotonic() - started
-        print(f"wrote {len(missing)} shards, {rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)")
-
-
-def _bar(shards: Sequence[Shard], label: str) -> Any:
-    total = sum(shard.rows for shard in shards)
-    return tqdm.tqdm(total=total, desc=label, unit=" rows", disable=None, dynamic_ncols=True)
+def _replace(output: Path, name: str, content: bytes) -> None:
+    path = output / name
+    path.parent.mkdir(exist_ok=True)
+    with files.replacing(path, output / shards.UNFINISHED_FOLDER) as file:
+        file.write(content)
 
 
 @contextlib.contextmanager
 def _cleaned(output: Path) -> Iterator[None]:
-    """Removes unfinished files of this build, and of an earlier one that was killed, where builds write any."""
-
-    def clean() -> None:
-        name = re.compile(rf"\..+\.[0-9a-f]{{32}}{files.INCOMPLETE_SUFFIX}")
-        for folder in ("", layout.STATE_FOLDER, f"{layout.STATE_FOLDER}/statistics", "assets", *layout.CONFIGS):
-            for path in output.joinpath(folder).glob(f".*{files.INCOMPLETE_SUFFIX}"):
-                if name.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
-
-    clean()
+    """Removes unfinished files, of this build and of an earlier one that was killed."""
+    unfinished = output / shards.UNFINISHED_FOLDER
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         yield
     finally:
-        clean()
-
-
-@contextlib.contextmanager
-def _full_disk_told(output: Path) -> Iterator[None]:
-    """Names the folder when the disk is full: the system's own error may name no path."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CommandError(
-            f"{output}: the disk is full; free some space and run the same command again, finished shards are kept"
-        ) from error
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 # ┌──────────┐
@@ -422,53 +414,38 @@ def _full_disk_told(output: Path) -> Iterator[None]:
 # └──────────┘
 
 
-def _finish(output: Path, new: Manifest) -> None:
-    """Writes what comes of all shards together, the card last, and reports."""
-    statistics = _statistics(output, new)
-    text = json.dumps({"method": METHOD, "configs": statistics}, indent=1, allow_nan=False) + "\n"
-    others = {**card.pictures(output, new, statistics), layout.STATISTICS_NAME: text.encode()}
-    if _has_patches(new.configs):
-        others[TRAIN.name] = TRAIN.read_bytes()
-    stale = {*new.files} - {*others}  # pictures of what is no more
-    new.files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(others.items())}
-    last = {manifest.NAME: new.to_json(), card.NAME: card.render(new, statistics, output.name).encode()}
-    is_new = False
-    for name, content in {**others, **last}.items():
-        path = output / name
-        if not path.is_file() or path.read_bytes() != content:
-            is_new = True
-            path.parent.mkdir(exist_ok=True)
-            with files.replacing(path) as file:
-                file.write(content)
-    for name in stale:
+def _finish(output: Path, new: Manifest, totals: Mapping[tuple[str, str], Statistics]) -> None:
+    """Writes what follows from the shards where it differs, the card last, and reports."""
+    statistics = contents.summaries(output, new, totals)
+    made = contents.contents(output, new, statistics, output.name)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in made.items() if name != card.NAME}
+    stale = [name for name in contents.OTHER_FILES if name in new.files and name not in made]
+    foreign = {name: sha256 for name, sha256 in new.files.items() if name not in contents.OTHER_FILES}
+    new.files = dict(sorted({**foreign, **sums}.items()))
+    made = {**made, manifest.NAME: new.to_json(), card.NAME: made[card.NAME]}
+    changed = [name for name, content in made.items() if not _holds(output / name, content)]
+    for name in changed:
+        _replace(output, name, made[name])
+    for name in stale:  # pictures of what is no more
         (output / name).unlink(missing_ok=True)
-    layout.keep_statistics(output, new.shards.values())
-    for warning in checks.warnings(statistics):
+    for warning in contents.warnings(statistics):
         print(f"warning: {warning}", file=sys.stderr)
-    rows = sum(record.rows for record in new.shards.values())
+    if others := contents.strays(output, new):
+        print(f"{output}: {others}")
     size = sum(record.bytes for record in new.shards.values())
     print(
-        f"{output} is {'complete' if is_new else 'up to date'}: {', '.join(new.configs)}; {len(new.shards)} shards,"
-        f" {rows:,} rows, {size:,} bytes{'; SYNTHETIC' if new.synthetic else ''}"
+        f"{output} is {'complete' if changed else 'up to date'}: {new.patches:,} patches in {_configs(new)},"
+        f" {len(new.shards)} shards, {size:,} bytes{'; SYNTHETIC' if new.synthetic else ''}"
     )
 
 
-def _statistics(output: Path, new: Manifest) -> dict[str, dict[str, Any]]:
-    """Statistics of every config and split, merged in the order of the shards."""
-    result: dict[str, dict[str, Any]] = {}
-    for config in new.configs:
-        result[config] = {}
-        for split in new.splits(config):
-            merged = ConfigStatistics(layout.kind_of(config).bands)
-            for name in new.shard_names(config, split):
-                found = layout.load_statistics(output, config, new.shards[name])
-                assert found  # kept shards were checked for it, others were written just now
-                merged.merge(found)
-            result[config][split] = merged.summary()
-    if "geo" in result:
-        for split, shared in checks.shared_places(output, new).items():
-            result["geo"][split]["shared"] = shared
-    return result
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+def _configs(new: Manifest) -> str:
+    names = ", ".join(new.configs)
+    return f"config {names}" if len(new.configs) == 1 else f"{len(new.configs)} configs ({names})"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import publishing
-
-if __name__ == "__main__":
-    publishing.end_on_ctrl_c()
-
 import argparse
 import os
 import sys
@@ -18,7 +13,8 @@ import datasets
 import numpy as np
 
 import so2sat
-from publishing import command, facts, figures, layout, manifest
+from publishing import command, facts, figures, manifest
+from publishing.configs import CONFIGS
 
 EXAMPLES = """\
   python scripts/demo.py build/demo/so2sat build/demo/preview.png
@@ -108,19 +104,21 @@ def _histogram(splits: datasets.DatasetDict) -> str:
 
 def _first_of_every_class(loaded: dict[str, datasets.DatasetDict], split: str) -> dict[str, dict[int, Any]]:
     """The first patch of every class in natural colours and in VV intensity, from configs of the same rows."""
-    files = layout.CONFIGS[next(iter(loaded))].files
+    files = CONFIGS[next(iter(loaded))].files
     natural, vv = {}, {}
     for config, splits in loaded.items():
-        if layout.CONFIGS[config].files != files or split not in splits:
+        if CONFIGS[config].files != files or split not in splits or not CONFIGS[config].bands:
             continue
         rows = splits[split].with_format("numpy")
         labels, first = np.unique(rows["label"][:], return_index=True)
         for label, row in zip(labels.tolist(), first.tolist()):
-            if layout.CONFIGS[config].kind == "rgb":
-                natural[label] = rows[row]["image"]
-            elif layout.CONFIGS[config].kind == "all":
-                vv[label] = rows[row]["sentinel1"][..., VV_INTENSITY]
-                natural.setdefault(label, so2sat.to_rgb(rows[row]["sentinel2"]))
+            patch = rows[row]
+            if "image" in patch:
+                natural[label] = patch["image"]
+            if "sentinel2" in patch:
+                natural.setdefault(label, so2sat.to_rgb(patch["sentinel2"]))
+            if "sentinel1" in patch:
+                vv[label] = patch["sentinel1"][..., VV_INTENSITY]
     return {"natural": natural, "vv": vv}
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import publishing
-
-if __name__ == "__main__":
-    publishing.end_on_ctrl_c()
-
 import contextlib
 import dataclasses
 import ftplib
@@ -503,7 +498,7 @@ def _say(text: str) -> None:
         tqdm.tqdm.write(text)  # above the bar, if there is one
         sys.stdout.flush()
     except OSError:  # nobody reads it any more, or the disk of the log is full: no reason to stop
-        sys.stdout = command.nowhere()
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _size(count: float) -> str:

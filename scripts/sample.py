@@ -10,11 +10,6 @@ gives way to a neighbouring place; the two sensors look at the scene.
 
 from __future__ import annotations
 
-import publishing
-
-if __name__ == "__main__":
-    publishing.end_on_ctrl_c()
-
 import argparse
 import contextlib
 import dataclasses

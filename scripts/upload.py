@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import publishing
-
-if __name__ == "__main__":
-    publishing.end_on_ctrl_c()
-
 import argparse
 import contextlib
 import difflib
@@ -37,8 +32,9 @@ from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from publishing import card, checks, command, layout, manifest
+from publishing import card, command, contents, manifest
 from publishing.command import CommandError
+from publishing.configs import CONFIGS
 
 EXAMPLES = """\
   python scripts/upload.py build/so2sat ORG/so2sat --dry-run      check everything and show what would be done
@@ -102,7 +98,7 @@ def _run(options: argparse.Namespace) -> None:
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(_without_secrets)
     usual = signal.getsignal(signal.SIGINT)
-    publishing.end_on_ctrl_c()  # Python would wait for all files that are under way, maybe for minutes
+    signal.signal(signal.SIGINT, _end)  # Python would wait for all files that are under way, maybe for minutes
     try:
         _upload(options)
     except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
@@ -116,6 +112,11 @@ def _run(options: argparse.Namespace) -> None:
         raise CommandError(NO_HUB.format(_shown(repr(error)))) from error
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def _end(*_: object) -> None:
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + signal.SIGINT)
 
 
 def _upload(options: argparse.Namespace) -> None:
@@ -140,7 +141,7 @@ def _upload(options: argparse.Namespace) -> None:
     if options.dry_run:
         print("dry run: nothing was sent")
         return
-    title = f"{TITLE}{built.versions['so2sat']}: {', '.join(built.configs)}"
+    title = f"{TITLE}{built.version}: {', '.join(built.configs)}"
     if head and not plan.changed and not plan.stale:
         print("up to date: no commit is needed")
     else:
@@ -159,7 +160,7 @@ def _upload(options: argparse.Namespace) -> None:
     page = f"/discussions/{revision.removeprefix('refs/pr/')}" if revision.startswith("refs/pr/") else ""
     print(_shown(f"{api.endpoint}/datasets/{name}{page}"))
     at = "" if revision == "main" else f', revision="{revision}"'
-    for config in built.configs[:2]:
+    for config in [*built.configs][:2]:
         print(f'load_dataset("{name}", "{config}"{at})')
 
 
@@ -173,7 +174,7 @@ def _check_folder(folder: Path, built: manifest.Manifest, repo_id: str) -> None:
     script = f"{repo_id.split('/')[1]}.py"
     if script in built.files:
         raise CommandError(f"{repo_id}: nobody can load a dataset of this name with {script} in it; take another name")
-    if finding := next(checks.repository_findings(folder, built), None):
+    if finding := next(contents.file_findings(folder, built), None):
         raise CommandError(f"{_shown(str(finding))}; nothing was sent: run build.py again, then verify.py")
 
 
@@ -184,22 +185,26 @@ def _changed_at(folder: Path, built: manifest.Manifest) -> list[int]:
 
 def _read(folder: Path, built: manifest.Manifest, repo_id: str) -> list[CommitOperationAdd]:
     """Every file to upload, with the checksum that the manifest tells of; the card is that for its name on the Hub."""
-    statistics = json.loads((folder / layout.STATISTICS_NAME).read_bytes())["configs"]
+    statistics = json.loads((folder / contents.STATISTICS_NAME).read_bytes())["configs"]
     text = card.render(built, statistics, repo_id)
     try:
         _ask(DatasetCard(text).validate, repo_type="dataset")
     except ValueError as error:
         raise CommandError(f"the Hub refuses the card ({_shown(str(error))}); run build.py again") from error
     # What is small is kept, so that what is committed is what was checked, whatever becomes of the folder.
-    small = {name: (folder / name).read_bytes() for name in [*built.files, manifest.NAME]}
-    contents: dict[str, bytes | Path] = {**small, card.NAME: text.encode()}
-    contents.update((name, folder / name) for name in built.shards)
+    small = {
+        name: (folder / name).read_bytes()
+        for name in [*contents.OTHER_FILES, manifest.NAME]
+        if name in built.files or name == manifest.NAME
+    }
+    sent: dict[str, bytes | Path] = {**small, card.NAME: text.encode()}
+    sent.update((name, folder / name) for name in built.shards)
     sha256 = {**built.files, **{name: record.sha256 for name, record in built.shards.items()}}
     additions = []
     total = sum(record.bytes for record in built.shards.values())
     with tqdm.tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
-        for name in sorted(contents):
-            addition = CommitOperationAdd(name, contents[name])
+        for name in sorted(sent):
+            addition = CommitOperationAdd(name, sent[name])
             found = addition.upload_info.sha256.hex()  # reads a shard
             if found != sha256.get(name, found):
                 wrong = f"sha256 {found[:16]}, expected {sha256[name][:16]}"
@@ -278,8 +283,8 @@ class Plan:
         self.api, self.repo_id, self.additions = api, options.repo_id, additions
         self.revision, self.create_pr = options.revision, options.create_pr
         self.changed = _unlike(additions, tree)
-        unwanted = {"so2sat.py", f"{self.repo_id.split('/')[1]}.py", "dataset_infos.json", *layout.OTHER_FILES}
-        shard = re.compile(rf"({'|'.join(layout.CONFIGS)})/[^/]*\.parquet")
+        unwanted = {"so2sat.py", f"{self.repo_id.split('/')[1]}.py", "dataset_infos.json", *contents.OTHER_FILES}
+        shard = re.compile(rf"({'|'.join(CONFIGS)})/[^/]*\.parquet")
         kept = {addition.path_in_repo for addition in additions}
         self.stale = sorted(name for name in {*tree} - kept if name in unwanted or shard.fullmatch(name))
 
@@ -345,7 +350,7 @@ def _check_edits(api: HfApi, repo_id: str, head: str, replace_card: bool) -> Non
     diff = difflib.unified_diff(ours.splitlines(), theirs.splitlines(), n=0, lineterm="")
     lines = [line for line in itertools.islice(diff, 2, None) if line[0] in "+-"]
     # Not by a YAML parser, which a few lines can keep busy with gigabytes.
-    configs = {*re.findall(r"\bconfig_name: *[\"']?([\w.-]+)", theirs)} - {*layout.CONFIGS}
+    configs = {*re.findall(r"\bconfig_name: *[\"']?([\w.-]+)", theirs)} - {*CONFIGS}
     problem = "others have changed the card" + (f", with the configs {', '.join(sorted(configs))}" if configs else "")
     print(f"  {problem}, in {len(lines)} lines:")
     for line in sorted(lines, key=lambda line: line[0])[:MAX_LINES]:  # their words first

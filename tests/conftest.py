@@ -37,7 +37,8 @@ import pytest  # noqa: E402
 import build  # noqa: E402
 import sample  # noqa: E402
 import so2sat  # noqa: E402
-from publishing import card, layout, manifest  # noqa: E402
+from publishing import card, manifest, shards  # noqa: E402
+from publishing.configs import Limits  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -123,7 +124,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory, small_arrays: dict[st
 def sound(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
     """A repository made of `small_folder`, whose `all` has two shards of train: rows 0 to 79, 80 to 89. Read only."""
     folder = tmp_path_factory.mktemp("sound") / "so2sat"
-    build.build(str(small_folder), folder, limits={**layout.LIMITS, "all": layout.Limits(80, 80)})
+    build.build(str(small_folder), folder, limits={"all": Limits(80, 80)})
     return folder
 
 
@@ -163,9 +164,9 @@ def large_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def edit_json(path: Path, edit: Callable[[Any], Any]) -> None:
     """Changes the content of a JSON file."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_bytes())
     edit(content)
-    path.write_text(json.dumps(content))
+    path.write_bytes(json.dumps(content).encode())
 
 
 def sign(repository: Path, name: str) -> None:
@@ -177,8 +178,8 @@ def sign(repository: Path, name: str) -> None:
         built.shards[name], bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
     )
     built.save(repository)
-    statistics = json.loads((repository / layout.STATISTICS_NAME).read_bytes())["configs"]
-    (repository / card.NAME).write_text(card.render(built, statistics, repository.name))
+    statistics = json.loads((repository / "statistics.json").read_bytes())["configs"]
+    (repository / card.NAME).write_text(card.render(built, statistics, repository.name), encoding="utf-8")
 
 
 def write_table(path: Path, table: pa.Table, group_rows: int, **options: Any) -> None:
@@ -210,7 +211,7 @@ def edited(table: pa.Table, edit: Edit) -> pa.Table:
             columns[field.name] = array.to_pylist()
     edit(columns)
     arrays = [
-        pa.ExtensionArray.from_storage(field.type, layout.nested_list(columns[field.name]))
+        pa.ExtensionArray.from_storage(field.type, shards.nested_list(columns[field.name]))
         if isinstance(field.type, pa.ExtensionType)
         else pa.array(columns[field.name], field.type)
         for field in table.schema
@@ -228,12 +229,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and layout.STATE_FOLDER not in path.parts
+        if path.is_file() and shards.STATE_FOLDER not in path.parts
     }
 
 
 # Limits with which small sources make many shards.
-SMALL = {**layout.LIMITS, **dict.fromkeys(("rgb", "all"), layout.Limits(group_rows=64, shard_rows=128))}
+SMALL = dict.fromkeys(("rgb", "all"), Limits(group_rows=64, shard_rows=128))
 
 
 @pytest.fixture(scope="session")
@@ -243,8 +244,8 @@ def driver() -> list[str]:
 import sys
 sys.path.insert(0, {str(Path(build.__file__).parent)!r})
 import build
-from publishing.layout import LIMITS, Limits
-sys.exit(build.main(limits={{**LIMITS, **dict.fromkeys(("rgb", "all"), Limits(64, 128))}}))
+from publishing.configs import Limits
+sys.exit(build.main(limits=dict.fromkeys(("rgb", "all"), Limits(64, 128))))
 """
     return [sys.executable, "-c", code]
 

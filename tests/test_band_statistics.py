@@ -1,32 +1,31 @@
-"""Statistics of bands: equal to NumPy's, whatever the division into blocks and shards."""
+"""Statistics: equal to NumPy's, whatever the division into batches and shards and the order of merging."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import hypothesis
 import hypothesis.extra.numpy
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
 import so2sat
-from publishing import band_statistics, layout
-from publishing.band_statistics import BandStatistics, ConfigStatistics
+from publishing import band_statistics, shards
+from publishing.band_statistics import BandStatistics, Statistics
+from publishing.configs import CONFIGS
 
 Floats = npt.NDArray[np.float32]
 Make = Callable[[np.random.Generator, tuple[int, ...]], npt.NDArray[Any]]
 
 NAMES = ("a", "b", "c")
-PIXELS = np.zeros((1, 32, 32, 3), np.uint8)
-
 RELATIVE_BOUND = 2**-8
 ABSOLUTE_BOUND = 2**-133
 
@@ -54,11 +53,12 @@ def blocks_of(make: Make, rows: int = 70, bands: int = 3, seed: int = 0) -> Floa
     return make(np.random.default_rng(seed), (rows, 32, 32, bands)).astype(np.float32)
 
 
-def accumulated(values: npt.NDArray[Any], edges: tuple[int, ...] = ()) -> BandStatistics:
-    """Statistics of rows that are added in blocks ending at `edges`."""
+def accumulated(values: npt.NDArray[Any], edges: tuple[int, ...] = (), first_row: int = 0) -> BandStatistics:
+    """Statistics of a shard from `first_row` on, whose rows are added in batches that end at `edges`."""
     result = BandStatistics(NAMES[: values.shape[-1]], str(values.dtype))
     for start, stop in zip((0, *edges), (*edges, len(values))):
-        result.add(values[start:stop])
+        if start < stop:
+            result.add(values[start:stop], first_row)
     return result
 
 
@@ -117,17 +117,6 @@ def test_constant(value: float) -> None:
         assert set(found["percentiles"].values()) == {exact}  # the bin's middle is clipped
 
 
-def test_subnormal() -> None:
-    values = (np.random.default_rng(0).integers(-(2**23), 2**23, (40, 32, 32, 1)) * 2.0**-149).astype(np.float32)
-    found = accumulated(values).summary()[0]
-    finite = values.astype(np.float64)
-    assert (found["min"], found["max"]) == (finite.min(), finite.max())
-    assert_close_moments(found, finite.mean(), finite.std(), np.abs(finite).max())
-    for name, thousandths in band_statistics.PERCENTILES.items():
-        expected = nearest_rank(finite[:, ::2, ::2], thousandths)
-        assert abs(found["percentiles"][name] - expected) <= ABSOLUTE_BOUND
-
-
 @pytest.mark.parametrize("step", [1, 2], ids=["alone", "among zeros"])
 def test_negative_zero_is_zero(step: int) -> None:
     values = np.zeros((2, 32, 32, 1), np.float32)
@@ -155,12 +144,6 @@ def test_non_finite_values_are_counted_and_left_out(bad: float, row: int) -> Non
     assert (found[0], found[2]) == (clean[0], clean[2])
 
 
-def test_signalling_nan_is_no_value() -> None:
-    values = np.array([0x7F800001, 0xFF800001, 0x3F800000, 0x3F800000], np.uint32).view(np.float32).reshape(1, 2, 2, 1)
-    found = accumulated(values).summary()[0]
-    assert (found["count"], found["nonfinite"], found["mean"], found["min"], found["max"]) == (2, 2, 1.0, 1.0, 1.0)
-
-
 def test_band_without_finite_values() -> None:
     values = blocks_of(DISTRIBUTIONS["normal"])
     values[..., 1] = np.nan
@@ -177,9 +160,8 @@ def test_finite_values_only_where_pixels_are_not_counted_have_no_percentiles() -
     assert (found["count"], found["mean"], found["percentiles"]) == (1, 3.0, None)
 
 
-@pytest.mark.parametrize("edges", [(), (0,)])
-def test_no_rows(edges: tuple[int, ...]) -> None:
-    found = accumulated(np.empty((0, 32, 32, 2), np.float32), edges).summary()
+def test_no_rows() -> None:
+    found = accumulated(np.empty((0, 32, 32, 2), np.float32)).summary()
     assert [(band["count"], band["nonfinite"], band["mean"]) for band in found] == [(0, 0, None)] * 2
 
 
@@ -203,15 +185,6 @@ def test_pixels_have_exact_percentiles() -> None:
 # ┌───────────┐
 # │  Merging  │
 # └───────────┘
-
-
-def assert_same(found: BandStatistics, expected: BandStatistics) -> None:
-    """Compares to the bit."""
-    ours, theirs = found.to_arrays(), expected.to_arrays()
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        assert array.dtype == theirs[name].dtype, name
-        assert array.tobytes() == theirs[name].tobytes(), name
 
 
 def assert_same_but_for_rounding(found: BandStatistics, expected: BandStatistics) -> None:
@@ -244,43 +217,34 @@ scaled_values = st.builds(
 
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(values=arbitrary_values | scaled_values, data=st.data())
-def test_any_division_into_blocks_and_shards_gives_the_same(values: Floats, data: st.DataObject) -> None:
+def test_any_division_into_batches_and_shards_gives_the_same(values: Floats, data: st.DataObject) -> None:
     cuts = st.lists(st.integers(0, len(values)), max_size=5).map(sorted)
-    shards = data.draw(cuts, "shards")
+    starts = data.draw(cuts, "shards")
     merged = BandStatistics(("a", "b"))
-    for start, stop in zip((0, *shards), (*shards, len(values))):
+    for start, stop in zip((0, *starts), (*starts, len(values))):
         shard = values[start:stop]
-        edges = data.draw(st.lists(st.integers(0, len(shard)), max_size=3).map(sorted), "blocks")
-        merged.merge(accumulated(shard, tuple(edges)))
+        edges = data.draw(st.lists(st.integers(0, len(shard)), max_size=3).map(sorted), "batches")
+        merged.merge(accumulated(shard, tuple(edges), start))
     assert_same_but_for_rounding(merged, accumulated(values))
 
 
-def test_same_blocks_in_the_same_order_give_the_same_bits() -> None:
-    values = blocks_of(DISTRIBUTIONS["heavy tails"])
+@hypothesis.given(st.permutations(range(5)))
+def test_shards_merged_in_any_order_give_the_same_bits(order: list[int]) -> None:
+    def merged(order: Iterable[int]) -> list[dict[str, Any]]:
+        result = BandStatistics(NAMES)
+        for number in order:
+            result.merge(of_shards[number])
+        return result.summary()
 
-    def merged() -> BandStatistics:
-        result = accumulated(values[:30], (16,))
-        result.merge(accumulated(values[30:], (20,)))
-        return result
-
-    assert_same(merged(), merged())
-
-
-def test_merging_nothing_changes_nothing() -> None:
-    values = blocks_of(DISTRIBUTIONS["heavy tails"])
-    left, right = accumulated(values), BandStatistics(NAMES)
-    left.merge(BandStatistics(NAMES))
-    right.merge(accumulated(values))
-    assert_same(left, accumulated(values))
-    assert_same(right, accumulated(values))
+    values = blocks_of(DISTRIBUTIONS["heavy tails"], rows=20)
+    of_shards = [accumulated(values[row : row + 4], (3,), row) for row in range(0, 20, 4)]
+    assert merged(order) == merged(range(5))
 
 
-def test_merging_leaves_the_other_alone() -> None:
-    values = blocks_of(DISTRIBUTIONS["normal"])
-    other, total = accumulated(values), BandStatistics(NAMES)
-    total.merge(other)
-    total.add(values)
-    assert_same(other, accumulated(values))
+def test_a_shard_is_not_merged_twice() -> None:
+    values = blocks_of(DISTRIBUTIONS["normal"], rows=2)
+    with pytest.raises(ValueError, match="row 7"):
+        accumulated(values, first_row=7).merge(accumulated(values, first_row=7))
 
 
 @pytest.mark.parametrize(
@@ -290,80 +254,53 @@ def test_merging_leaves_the_other_alone() -> None:
 )
 def test_other_blocks_are_refused(block: npt.NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"expected float32 \(rows, height, width, 3\)"):
-        BandStatistics(NAMES).add(block)
-
-
-# ┌─────────────────┐
-# │  Serialisation  │
-# └─────────────────┘
-
-
-def stored(statistics: BandStatistics | ConfigStatistics) -> dict[str, npt.NDArray[Any]]:
-    """What an .npz file of these statistics holds."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **dict[str, Any](statistics.to_arrays()))
-    buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
-@pytest.mark.parametrize("rows", [0, 30])
-def test_arrays_bring_back_the_same(dtype: str, rows: int) -> None:
-    values = blocks_of(lambda rng, shape: rng.lognormal(0, 1, shape)).astype(dtype)
-    statistics = accumulated(values[:rows])
-    restored = BandStatistics(NAMES, dtype)
-    restored.load(stored(statistics))
-    assert_same(restored, statistics)
-    restored.add(values)
-    statistics.add(values)
-    assert_same(restored, statistics)
+        BandStatistics(NAMES).add(block, 0)
 
 
 # ┌───────────┐
-# │  Configs  │
+# │  Batches  │
 # └───────────┘
 
 
-def columns_of(config: str, source_folder: Path, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+def batch_of(config: str, source_folder: Path, start: int, stop: int, image_format: str = "jpeg") -> pa.RecordBatch:
+    """Rows of train as a shard holds them."""
     with so2sat.open_source(f"{source_folder}/training.h5") as source:
-        return so2sat.read_columns(source, config, start, stop)
+        columns = so2sat.read_columns(source, config, start, stop)
+    return shards.to_batch(columns, so2sat.features(config).arrow_schema, image_format)
 
 
-def config_statistics(config: str, source_folder: Path, *edges: int) -> ConfigStatistics:
-    statistics = ConfigStatistics(layout.KINDS[config].bands)
-    for start, stop in itertools.pairwise(edges):
-        statistics.add(columns_of(config, source_folder, start, stop))
-    return statistics
+def values_of(batch: pa.RecordBatch, column: str) -> npt.NDArray[Any]:
+    """What `datasets` gives of a column."""
+    features = datasets.Features.from_arrow_schema(batch.schema)
+    rows = datasets.Dataset(pa.Table.from_batches([batch]), info=datasets.DatasetInfo(features=features))
+    return np.stack([np.asarray(value) for value in rows.with_format("numpy")[:][column]])
 
 
 @pytest.mark.parametrize("config", ["rgb", "all"])
-def test_config(config: str, source_folder: Path) -> None:
-    summary = config_statistics(config, source_folder, 0, 128, 256, 300).summary()
-    columns = columns_of(config, source_folder, 0, 300)
+def test_statistics_are_of_what_readers_get(config: str, source_folder: Path) -> None:
+    statistics = Statistics(CONFIGS[config].bands)
+    for start, stop in ((0, 128), (128, 256), (256, 300)):
+        statistics.add(batch_of(config, source_folder, start, stop))
+    summary = statistics.summary()
+    whole = batch_of(config, source_folder, 0, 300)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    counts = np.bincount(columns["label"], minlength=17).tolist()
+    counts = np.bincount(whole["label"].to_numpy(), minlength=17).tolist()
     assert summary["patches_per_class"] == dict(zip(so2sat.LABELS, counts))
+    assert {*summary["bands"]} == {*whole.schema.names} - {"label", "sample_id"}
     for column, bands in summary["bands"].items():
-        assert [band["name"] for band in bands] == list(layout.KINDS[config].bands[column])
+        assert [band["name"] for band in bands] == list(CONFIGS[config].bands[column])
         for band, found in enumerate(bands):
-            assert_like_numpy(found, columns[column][..., band], step=1 if config == "rgb" else 2)
+            assert_like_numpy(found, values_of(whole, column)[..., band], step=1 if config == "rgb" else 2)
 
 
-@pytest.mark.parametrize("config", ["rgb", "all"])
-def test_shards_of_a_config_that_were_kept_merge_to_the_whole(config: str, source_folder: Path) -> None:
-    shards = [config_statistics(config, source_folder, 0, 128, 200), config_statistics(config, source_folder, 200, 300)]
-    merged = ConfigStatistics(layout.KINDS[config].bands)
-    for shard in shards:
-        restored = ConfigStatistics(layout.KINDS[config].bands)
-        restored.load(stored(shard))
-        merged.merge(restored)
-    whole = config_statistics(config, source_folder, 0, 300)
-    np.testing.assert_array_equal(merged.patches_per_class, whole.patches_per_class)
-    for column, bands in merged.bands.items():
-        assert_same_but_for_rounding(bands, whole.bands[column])
+def test_statistics_of_images_are_of_decoded_pixels(source_folder: Path) -> None:
+    lossy, lossless = Statistics(CONFIGS["rgb"].bands), Statistics(CONFIGS["rgb"].bands)
+    lossy.add(batch_of("rgb", source_folder, 0, 20))
+    lossless.add(batch_of("rgb", source_folder, 0, 20, "png"))
+    assert lossy.summary()["bands"] != lossless.summary()["bands"]
 
 
-def test_a_label_out_of_range_is_an_error() -> None:
+def test_a_label_out_of_range_is_an_error(source_folder: Path) -> None:
+    batch = batch_of("rgb", source_folder, 0, 1)
     with pytest.raises(ValueError, match=r"17|broadcast"):
-        ConfigStatistics(layout.KINDS["rgb"].bands).add({"label": np.array([17]), "image": PIXELS})
+        Statistics(CONFIGS["rgb"].bands).add(batch.set_column(1, batch.schema.field("label"), pa.array([17])))

@@ -28,7 +28,8 @@ import build
 import hub
 import so2sat
 from conftest import Arrays, contents, legacy_python, random_arrays, write_source
-from publishing import card, facts, layout
+from publishing import card, facts
+from publishing.configs import CONFIGS
 from publishing.manifest import Manifest
 
 TEMPLATE = card.TEMPLATE.read_text()
@@ -38,7 +39,7 @@ def loaded(repository: Path) -> tuple[Manifest, dict[str, Any]]:
     """Manifest and statistics of a repository."""
     manifest = Manifest.load(repository)
     assert manifest
-    return manifest, json.loads((repository / layout.STATISTICS_NAME).read_bytes())["configs"]
+    return manifest, json.loads((repository / "statistics.json").read_bytes())["configs"]
 
 
 def text_of(repository: Path, name: str) -> str:
@@ -124,16 +125,16 @@ def test_the_card_speaks_of_what_is_there_and_of_nothing_else(kind: str, kinds: 
     assert {*re.findall(r"`((?:rgb|all|geo)(?:_\w+)?)`", text)} <= {*manifest.configs}
     code = "\n".join(blocks_of(text))
     assert {*re.findall(r'"((?:rgb|all|geo)(?:_random|_block)?)"', code)} <= {*manifest.configs}
-    kinds_there = {layout.CONFIGS[config].kind for config in manifest.configs}
-    assert ("sentinel1" in text) == ("all" in kinds_there)
-    assert ("longitude" in text) == ("geo" in kinds_there)
-    assert ("JPEG of quality 95" in text) == ("rgb" in kinds_there and manifest.image_format == "jpeg")
-    assert ("Images are PNG" in text) == ("rgb" in kinds_there and manifest.image_format == "png")
+    columns = {column for config in manifest.configs for column in CONFIGS[config].features}
+    assert ("sentinel1" in text) == ("sentinel1" in columns)
+    assert ("longitude" in text) == ("longitude" in columns)
+    assert ("JPEG of quality 95" in text) == ("image" in columns and manifest.image_format == "jpeg")
+    assert ("Images are PNG" in text) == ("image" in columns and manifest.image_format == "png")
     assert ("### Culture-10" in text) == (kind in ("everything", "measured", "rgb", "all", "mixed"))
     trained = re.findall(r"^uv run .* --config (\w+)$", text, re.MULTILINE)
     can_train = [config for config in manifest.configs if {"train", "test"} <= {*manifest.splits(config)}]
     assert {*trained} <= {*can_train}
-    assert bool(trained) == any(layout.CONFIGS[config].kind != "geo" for config in can_train)
+    assert bool(trained) == any(CONFIGS[config].bands for config in can_train)
     assert ("`…_random`" in text) == any(config.endswith("_random") for config in manifest.configs)
     assert ("`…_block`" in text) == any(config.endswith("_block") for config in manifest.configs)
 
@@ -151,7 +152,7 @@ def test_every_picture_and_link_of_the_card_is_there(kind: str, kinds: dict[str,
     manifest, _ = loaded(kinds[kind])
     text = text_of(kinds[kind], "so2sat")
     targets = {target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}
-    assert targets == {name for name in manifest.files if name.startswith("assets/")} <= {*layout.PICTURES}
+    assert targets == {name for name in manifest.files if name.startswith("assets/")} <= {*card.PICTURES}
     for target in targets:
         assert PIL.Image.open(io.BytesIO((kinds[kind] / target).read_bytes())).format == "PNG"
 
@@ -356,7 +357,7 @@ def test_places_stand_beside_their_images(crowded: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(crowded)
     placed = recipe(crowded, "concatenate_datasets(")["placed"]
     rgb = datasets.load_dataset("so2sat", "rgb", split="validation")
-    assert placed.column_names == [*layout.features("rgb"), *list(layout.features("geo"))[2:]]
+    assert placed.column_names == [*CONFIGS["rgb"].features, *list(CONFIGS["geo"].features)[2:]]
     assert placed["sample_id"][:] == rgb["sample_id"][:]
     assert placed["x"][:] == places_of("validation")["x"].tolist()
     assert placed[7]["image"] == rgb[7]["image"]

@@ -45,7 +45,11 @@ def test_what_a_stream_can_not_show_it_shows_in_another_way(monkeypatch: pytest.
     assert stream.buffer.getvalue() == b"a \\udcff \\u2192 \\xe4\n"
 
 
-def test_a_stream_that_is_closed_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    assert command.run(lambda _: sys.stdout.write("→\udcff") and 3, command.parser("", ""), []) == 3
+def test_a_working_folder_that_was_deleted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert command.run(lambda _: 0, command.parser("", ""), []) == 1
+    assert "was deleted" in capsys.readouterr().err

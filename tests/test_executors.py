@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 import build
 import so2sat
 from conftest import SMALL, contents
-from publishing import executors
+from publishing import executors, shards
 from publishing.command import CommandError
 
 PROJECT = Path(so2sat.__file__).parent
@@ -48,57 +48,67 @@ def test_the_shards_of_a_lost_dask_worker_are_made_by_others(
     assert contents(output) == undisturbed
 
 
-@pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[str]:
-    """Address of a Dask cluster of one worker that knows nothing of this project's scripts."""
-    dask = Path(sys.executable).with_name("dask")
-    (tmp_path / "elsewhere").mkdir()
-    address = tmp_path / "scheduler.json"
+@contextlib.contextmanager
+def cluster(folder: Path, python_path: str) -> Iterator[str]:
+    """A Dask cluster of one worker whose Python looks for modules there too; gives its address."""
+    dask, address = Path(sys.executable).with_name("dask"), folder / "scheduler.json"
     start = [[dask, "scheduler", "--port", "0", "--dashboard-address", ":0", "--host", "127.0.0.1"], [dask, "worker"]]
     processes = [
         subprocess.Popen(
             [*map(str, command), "--scheduler-file", str(address)],
-            cwd=tmp_path / "elsewhere",
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": python_path},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         for command in start
     ]
     try:
-        while not address.exists() or not address.read_text().strip():
+        while not address.exists() or not address.read_text(encoding="utf-8").strip():
             time.sleep(0.05)
-        found = re.search(r'"address": "(tcp://127\.0\.0\.1:\d+)"', address.read_text())
-        assert found
-        yield found[1]
+        yield json.loads(address.read_bytes())["address"]
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def test_a_cluster_that_ran_an_earlier_version_runs_the_new_one(
-    scheduler: str, small_folder: Path, tmp_path: Path
+def test_a_cluster_with_the_project_makes_the_same_repository(
+    large_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(PROJECT / "scripts", project / "scripts")
-    shutil.copy(PROJECT / "so2sat.py", project)
-    layout = project / "scripts" / "publishing" / "layout.py"
-    current = layout.read_text()
-    for compression in ("GZIP", "ZSTD"):
-        layout.write_text(current.replace('"ZSTD"', f'"{compression}"'))
-        output = tmp_path / compression
-        options = [str(small_folder), str(output), "--config", "all", "--dask", scheduler]
-        run = [sys.executable, "scripts/build.py", *options]
-        subprocess.run(run, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, check=True)
-        shard = pq.ParquetFile(next(output.glob("all/test-*.parquet")))
-        assert shard.metadata.row_group(0).column(0).compression == compression
+    with cluster(tmp_path, str(PROJECT / "scripts")) as address:
+        build.build(str(large_source), tmp_path / "so2sat", dask=address, limits=SMALL)
+    assert contents(tmp_path / "so2sat") == undisturbed
+
+
+@pytest.mark.parametrize("version", ["missing", "another"])
+def test_a_cluster_without_this_version_of_the_project_is_refused_before_work_starts(
+    version: str, small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if version == "another":
+        shutil.copytree(PROJECT / "scripts" / "publishing", tmp_path / "elsewhere" / "publishing")
+        module = tmp_path / "elsewhere" / "publishing" / "shards.py"
+        text = module.read_text(encoding="utf-8")
+        module.write_text(text.replace("LAYOUT_VERSION = ", "LAYOUT_VERSION = 1000 + "), encoding="utf-8")
+    with cluster(tmp_path, str(tmp_path / "elsewhere")) as address:
+        assert build.main([str(small_folder), str(tmp_path / "so2sat"), "--dask", address]) == 1
+    error = capsys.readouterr().err
+    assert "has not this version of the project" in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path / "so2sat") == {}
+
+
+def test_no_more_cores_are_used_than_this_process_may() -> None:
+    code = "from publishing import executors; print(executors.cores())"
+    run = ["taskset", "-c", "0", sys.executable, "-c", code]
+    told = subprocess.run(run, cwd=PROJECT / "scripts", check=True, capture_output=True, text=True).stdout
+    assert told == "1\n"
 
 
 def test_a_cluster_that_does_not_see_a_source_is_refused_before_work_starts(tmp_path: Path) -> None:
     with (
         pytest.raises(CommandError, match=r"worker tcp://.* doesn't see /nowhere/training.h5"),
-        executors.dask_cluster("local", 1, tmp_path, ["/nowhere/training.h5"]),
+        executors.dask_cluster("local", 1, tmp_path, ["/nowhere/training.h5"], shards.version),
     ):
         pass
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
@@ -118,6 +128,6 @@ def test_without_dask_the_error_says_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
         pytest.raises(CommandError, match=r"pip install 'so2sat\[dask\]'"),
-        executors.dask_cluster("local", 1, tmp_path, []),
+        executors.dask_cluster("local", 1, tmp_path, [], shards.version),
     ):
         pass

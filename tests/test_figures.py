@@ -17,8 +17,9 @@ import pytest
 from matplotlib.text import Text
 
 import so2sat
-from publishing import facts, figures, layout
-from publishing.band_statistics import ConfigStatistics
+from publishing import facts, figures, shards
+from publishing.band_statistics import Statistics
+from publishing.configs import CONFIGS
 from publishing.figures import Patch
 
 NOTE = r"synthetic sample, not measured data: $\frac$ is no formula " * 8
@@ -36,8 +37,9 @@ def measured_bands() -> Any:
     sentinel1[0, 0, 0, 1:3] = -5007, 12702
     sentinel1[..., 3] = np.nan
     sentinel2[..., 4] = np.nan
-    statistics = ConfigStatistics(layout.KINDS["all"].bands)
-    statistics.add({"label": np.zeros(20, np.int64), "sentinel1": sentinel1, "sentinel2": sentinel2})
+    statistics, zeros = Statistics(CONFIGS["all"].bands), np.zeros(20, np.int64)
+    columns: dict[str, Any] = {"label": zeros, "sample_id": zeros, "sentinel1": sentinel1, "sentinel2": sentinel2}
+    statistics.add(shards.to_batch(columns, CONFIGS["all"].features.arrow_schema, "jpeg"))
     return json.loads(json.dumps(statistics.summary()["bands"], allow_nan=False))
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import so2sat
 from conftest import Arrays, legacy_python
-from publishing import card, layout
+from publishing import card
+from publishing.configs import CONFIGS
 
 PROJECT = Path(so2sat.__file__).parent
 
@@ -113,8 +114,8 @@ def test_places_load(full_folder: Path, full_repository: Path, tmp_path: Path, s
     (tmp_path / "so2sat").symlink_to(full_repository)
     told = loaded_by_legacy(tmp_path, "so2sat", "geo", streaming=streaming)
     assert list(told) == list(so2sat.SOURCE_FILES)
-    for split, name in so2sat.SOURCE_FILES.items():
-        with layout.open_reader("geo", str(full_folder / name)) as reader:
+    for split in so2sat.SOURCE_FILES:
+        with CONFIGS["geo"].open(str(full_folder), split) as reader:
             columns = reader.read(0, reader.rows)
         expected = [list(row) for row in zip(*(values.tolist() for values in columns.values()))]
         assert told[split]["label"] == [row[0] for row in expected]

@@ -77,10 +77,8 @@ def test_labels_are_one_hot_and_values_finite(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("split", ROWS)
 def test_places_are_in_the_cities_of_their_split(folder: Path, split: str) -> None:
-    with places.open_both(str(folder / so2sat.SOURCE_FILES[split])) as (_, geo):
-        cities = {
-            *places.read_places(geo, 0, geo.rows)["city"]
-        }  # which looks whether the positions are in their cities
+    with places.open_geo(str(folder / places.geo_file(so2sat.SOURCE_FILES[split]))) as geo:
+        cities = {*places.read_places(geo, 0, geo.rows)["city"]}  # which looks whether positions are in their cities
     assert cities <= ({*facts.CITIES} - {*facts.TEST_CITIES} if split == "train" else {*facts.TEST_CITIES})
     assert len(cities) >= 9  # with 40 rows or more the chance of fewer is 1 in 30,000
 

@@ -27,7 +27,7 @@ import so2sat
 import train
 from conftest import Arrays, contents, write_source
 
-CODE = Path(train.__file__).read_text()
+CODE = Path(train.__file__).read_text(encoding="utf-8")
 ROWS = 300  # of the training split of `repository`
 
 

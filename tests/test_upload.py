@@ -33,7 +33,8 @@ import sample
 import so2sat
 import upload
 from conftest import contents, hearing, legacy_python
-from publishing import card, layout, manifest
+from publishing import card, manifest
+from publishing.configs import CONFIGS, Limits
 
 NUMBERS = itertools.count()
 SENDING = ("create", "preupload", "batch", "transfer", "verify", "commit", "tag")
@@ -97,7 +98,7 @@ def check_commit(repository: hub.Repository, commit: hub.Commit) -> None:
     listed = json.loads(files["manifest.json"])
     sums = {**listed["files"], **{name: record["sha256"] for name, record in listed["shards"].items()}}
     assert {name: hashlib.sha256(files[name]).hexdigest() for name in sums} == sums
-    ours = {name for name in files if name.split("/")[0] in layout.CONFIGS}
+    ours = {name for name in files if name.split("/")[0] in CONFIGS}
     assert ours == {*listed["shards"]}
     assert not files.keys() & {"so2sat.py", "dataset_infos.json"}
     for config in yaml.safe_load(files["README.md"].decode().split("\n---\n")[0])["configs"]:
@@ -180,7 +181,7 @@ def local(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def many(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Config rgb of the same data in four shards for each split. Read only."""
     folder = tmp_path_factory.mktemp("many") / "so2sat"
-    small = dict.fromkeys(layout.LIMITS, layout.Limits(group_rows=5, shard_rows=5))
+    small = dict.fromkeys(CONFIGS, Limits(group_rows=5, shard_rows=5))
     build.build(str(source), folder, ["rgb"], limits=small)
     assert len([*folder.glob("rgb/*")]) == 12
     return folder
@@ -406,16 +407,6 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def listed(name: str) -> Callable[[Path], None]:
-    """Adds a file, and lists it with its checksum."""
-
-    def add(folder: Path) -> None:
-        (folder / name).write_text("secret")
-        listing(folder, **{name: hashlib.sha256(b"secret").hexdigest()})
-
-    return add
-
-
 def renamed(name: str) -> Callable[[Path], None]:
     """Gives a shard another name, in the manifest too."""
 
@@ -428,19 +419,13 @@ def renamed(name: str) -> Callable[[Path], None]:
     return rename
 
 
-# Some of what checks.py finds, and what it leaves to those who read the shards.
+# Some of what contents.py finds, and what it leaves to those who read the shards.
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
         (lambda folder: (folder / "README.md").write_text(card.INCOMPLETE), "incomplete"),
         (lambda folder: flip(folder / SHARD), SHARD),
-        (lambda folder: (folder / "notes.txt").touch(), "notes.txt"),
-        (lambda folder: (folder / SHARD).symlink_to((folder / SHARD).rename(folder.parent / "shard")), SHARD),
-        (listed(".env"), ".env"),
-        (listed("../beside.png"), "../beside.png"),
-        (listed("/dev/null"), "/dev/null"),
-        (listed("assets/other.png"), "assets/other.png"),
         (renamed("all/../geo.parquet"), "geo.parquet"),
         (renamed("all/secret-00000-of-00001.parquet"), "all/secret-00000-of-00001.parquet"),
     ],

@@ -1,9 +1,9 @@
-"""Statistics of a config's bands: counts, moments, extremes and percentiles in one pass, mergeable over shards.
+"""Statistics of what readers get of a config's rows: counts, moments, extremes and percentiles, in one pass.
 
-METHOD says what the figures are. Mean and M2, the sum of squared deviations, are accumulated in float64 by blocks, each
-block's sums around a value near its own mean; blocks and shards are merged as Chan et al. 1983 do, so that neither a
-large offset nor heavy tails cost more than the last digits. The order of additions is fixed and no BLAS is involved:
-results depend on the rows, their division into blocks and the order of merging, not on threads.
+METHOD says what the figures are. Mean and M2, the sum of squared deviations, are accumulated in float64 by batches,
+each batch's sums around a value near its own mean; batches and shards are merged as Chan et al. 1983 do, so that
+neither a large offset nor heavy tails cost more than the last digits. The order of additions is fixed and no BLAS is
+involved: results depend on the rows and their division into shards and batches, not on threads or the order of merging.
 
 Histograms are of integers, whose merging is exact in any order. A float32's bin is the upper half of its bits (sign,
 exponent and 7 bits of the mantissa) and stands for its middle, at most 2**-8 = 0.39 % away from any value in it (below
@@ -13,20 +13,25 @@ much as all. A uint8 has a bin per value, so everything about it is exact and co
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
+import pyarrow as pa
+import pyarrow.compute as pc
 
 import so2sat
 
 # What is shipped with the statistics.
 METHOD = (
     "Of finite values. count, min and max: exact, over all pixels. mean and std (population): over all pixels, in"
-    " float64. percentiles: nearest rank; of 8-bit images exact, over all pixels; of float32 bands over the pixels in"
-    " even lines and columns of every patch (one in four), from a histogram with a relative error of at most 0.39 %"
-    " besides that of sampling, within [min, max]."
+    " float64. percentiles: nearest rank; of images, which are decoded, exact, over all pixels; of float32 bands over"
+    " the pixels in even lines and columns of every patch (one in four), from a histogram with a relative error of at"
+    " most 0.39 % besides that of sampling, within [min, max]."
 )
 
 # In thousandths, so that ranks are computed with integers.
@@ -39,116 +44,36 @@ Block = npt.NDArray[np.float32 | np.uint8]
 Moments = npt.NDArray[np.float64]  # shape (5, bands): count, mean, M2, minimum and maximum of the finite values
 
 
-class BandStatistics:
-    """Statistics of the bands of one array.
-
-    Attributes:
-        names: Names of the bands.
-        dtype: "float32" or "uint8".
-        size: Values added per band.
-        moments: Those of float32 bands, see Moments.
-        histogram: How many finite values fall into which bin, shape (bands, BINS[dtype]), int64.
-    """
-
-    def __init__(self, names: Sequence[str], dtype: str = "float32") -> None:
-        """Makes the statistics of no rows."""
-        self.names, self.dtype, self.size = names, dtype, 0
-        self.moments = _of_nothing(len(names))
-        self.histogram = np.zeros((len(names), BINS[dtype]), np.int64)
-
-    def add(self, block: Block) -> None:
-        """Adds rows.
-
-        Args:
-            block: Shape (rows, height, width, bands), of this object's dtype.
-
-        Raises:
-            ValueError: It is something else.
-        """
-        bands = len(self.names)
-        if block.ndim != 4 or block.shape[-1] != bands or block.dtype != self.dtype:
-            raise ValueError(
-                f"block is {block.dtype} {block.shape}, expected {self.dtype} (rows, height, width, {bands})"
-            )
-        if block.size == 0:
-            return
-        self.size += block.size // bands
-        if self.dtype == "uint8":
-            bins = block.reshape(-1, bands)
-        else:
-            block = np.ascontiguousarray(block)
-            self.moments = _merged(self.moments, _of_block(block))
-            sample = block[:, ::PIXEL_STEP, ::PIXEL_STEP].astype("<f4", copy=False)
-            bins = sample.view("<u2")[..., 1::2].reshape(-1, bands)
-        for band, histogram in enumerate(self.histogram):
-            found = np.bincount(bins[:, band])  # only as long as its highest bin needs, which is fast
-            histogram[: len(found)] += found
-
-    def merge(self, other: BandStatistics) -> None:
-        """Adds the rows of another of the same bands; in another order the last digits of mean and std may differ."""
-        self.size += other.size
-        self.moments = _merged(self.moments, other.moments)
-        self.histogram += other.histogram
-
-    def summary(self) -> list[dict[str, Any]]:
-        """Makes a JSON object per band.
-
-        Returns:
-            `name`, `count`, `nonfinite`, `mean`, `std`, `min`, `max` and `percentiles`, by the names in PERCENTILES, of
-            each band. All but name and counts are None where there are no finite values.
-        """
-        moments = _of_counts(self.histogram) if self.dtype == "uint8" and self.size else self.moments
-        bands = []
-        for name, histogram, (count, mean, m2, low, high) in zip(self.names, self.histogram, moments.T.tolist()):
-            figures: dict[str, Any] = dict.fromkeys(("mean", "std", "min", "max", "percentiles"))
-            if count:
-                percentiles = _percentiles(histogram, self.dtype, low, high)
-                std = float(np.sqrt(m2 / count))
-                figures = {"mean": mean, "std": std, "min": low, "max": high, "percentiles": percentiles}
-            bands.append({"name": name, "count": int(count), "nonfinite": self.size - int(count), **figures})
-        return bands
-
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Makes a dict of arrays for np.savez, from which `load` makes the same again, to the bit."""
-        filled = np.flatnonzero(self.histogram)
-        counts = self.histogram.reshape(-1)[filled]
-        return {"size": np.array(self.size), "moments": self.moments, "bins": filled, "counts": counts}
-
-    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Makes this, the statistics of no rows, what to_arrays was called on.
-
-        Raises:
-            KeyError, ValueError, IndexError, TypeError: The arrays are of something else.
-        """
-        self.size = int(arrays["size"])
-        self.moments = arrays["moments"].astype(np.float64).reshape(self.moments.shape)
-        self.histogram.reshape(-1)[arrays["bins"]] = arrays["counts"]
-
-
-class ConfigStatistics:
+class Statistics:
     """Statistics of rows of a config: of a shard, of a split.
 
     Attributes:
+        first_row: The first row of the shard, by which the order of merging is fixed.
         patches_per_class: Shape (17,), int64.
-        bands: The statistics of every array by its column.
+        bands: The statistics of every column with pixels, by column.
     """
 
-    def __init__(self, bands: Mapping[str, Sequence[str]]) -> None:
-        """Makes the statistics of no rows, given the names of the bands of every array by its column."""
+    def __init__(self, bands: Mapping[str, Sequence[str]], first_row: int = 0) -> None:
+        """Makes the statistics of no rows, given the names of the bands of every column with pixels."""
+        self.first_row = first_row
         self.patches_per_class: npt.NDArray[np.int64] = np.zeros(len(so2sat.LABELS), np.int64)
         self.bands = {
             column: BandStatistics(names, "uint8" if column == "image" else "float32")
             for column, names in bands.items()
         }
 
-    def add(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Adds rows, given as so2sat.read_columns gives them: `label`, and the arrays by their columns."""
-        self.patches_per_class += np.bincount(columns["label"], minlength=len(so2sat.LABELS))
-        for column, statistics in self.bands.items():
-            statistics.add(columns[column])
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Adds a batch of the shard's rows, as it is in the shard.
 
-    def merge(self, other: ConfigStatistics) -> None:
-        """Adds the rows of another, see BandStatistics.merge."""
+        Raises:
+            ValueError: It has a label that is none, or a column of another shape or dtype.
+        """
+        self.patches_per_class += np.bincount(batch["label"].to_numpy(), minlength=len(so2sat.LABELS))
+        for column, statistics in self.bands.items():
+            statistics.add(to_numpy(batch[column]), self.first_row)
+
+    def merge(self, other: Statistics) -> None:
+        """Adds the rows of another shard, or of several. The order of merging makes no difference."""
         self.patches_per_class += other.patches_per_class
         for column, statistics in self.bands.items():
             statistics.merge(other.bands[column])
@@ -159,19 +84,107 @@ class ConfigStatistics:
         columns = {column: statistics.summary() for column, statistics in self.bands.items()}
         return {"patches_per_class": patches, "bands": columns}
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Makes what BandStatistics.to_arrays makes, of all."""
-        arrays = {"patches_per_class": self.patches_per_class}
-        for column, statistics in self.bands.items():
-            arrays |= {f"{column}.{name}": array for name, array in statistics.to_arrays().items()}
-        return arrays
 
-    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Makes this what to_arrays was called on, see BandStatistics.load; an open .npz file will do."""
-        self.patches_per_class = arrays["patches_per_class"].reshape(self.patches_per_class.shape)
-        for column, statistics in self.bands.items():
-            names = ("size", "moments", "bins", "counts")
-            statistics.load({name: arrays[f"{column}.{name}"] for name in names})
+def to_numpy(column: pa.Array) -> npt.NDArray[Any]:
+    """What readers get of a column.
+
+    Returns:
+        Of arrays a view of shape (rows, height, width, bands), float32; of images their pixels, shape (rows, height,
+        width, 3), uint8; of other values shape (rows,).
+
+    Raises:
+        ValueError: Arrays or images of one column differ in shape, or there are nulls among them.
+        OSError: An image can't be decoded.
+    """
+    if isinstance(column, pa.ExtensionArray):
+        values = column.storage
+        for _ in column.type.shape:
+            values = values.flatten()
+        array: npt.NDArray[Any] = values.to_numpy().reshape(len(column), *column.type.shape)
+        return array
+    if pa.types.is_struct(column.type):  # an image
+        images = pc.struct_field(column, "bytes").to_pylist()
+        return np.stack([np.asarray(PIL.Image.open(io.BytesIO(image))) for image in images])
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+class BandStatistics:
+    """Statistics of the bands of one column.
+
+    Attributes:
+        names: Names of the bands.
+        dtype: "float32" or "uint8".
+        size: Values added per band.
+        moments: Those of float32 bands, see Moments, of every shard by its first row.
+        histogram: How many finite values fall into which bin, shape (bands, BINS[dtype]), int64.
+    """
+
+    def __init__(self, names: Sequence[str], dtype: str = "float32") -> None:
+        """Makes the statistics of no rows."""
+        self.names, self.dtype, self.size = names, dtype, 0
+        self.moments: dict[int, Moments] = {}
+        self.histogram = np.zeros((len(names), BINS[dtype]), np.int64)
+
+    def add(self, block: Block, first_row: int) -> None:
+        """Adds rows of the shard that begins with `first_row`.
+
+        Args:
+            block: Shape (rows, height, width, bands), of this object's dtype, at least one row.
+            first_row: First row of the shard.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        bands = len(self.names)
+        if block.ndim != 4 or block.shape[-1] != bands or block.dtype != self.dtype:
+            raise ValueError(
+                f"block is {block.dtype} {block.shape}, expected {self.dtype} (rows, height, width, {bands})"
+            )
+        self.size += block.size // bands
+        if self.dtype == "uint8":
+            bins = block.reshape(-1, bands)
+        else:
+            block = np.ascontiguousarray(block)
+            moments = _of_block(block)
+            self.moments[first_row] = _merged(self.moments.get(first_row, _of_nothing(bands)), moments)
+            sample = block[:, ::PIXEL_STEP, ::PIXEL_STEP].astype("<f4", copy=False)
+            bins = sample.view("<u2")[..., 1::2].reshape(-1, bands)
+        for band, histogram in enumerate(self.histogram):
+            found = np.bincount(bins[:, band])  # only as long as its highest bin needs, which is fast
+            histogram[: len(found)] += found
+
+    def merge(self, other: BandStatistics) -> None:
+        """Adds the rows of other shards.
+
+        Raises:
+            ValueError: One begins with the same row as one that was added.
+        """
+        if twice := self.moments.keys() & other.moments.keys():
+            raise ValueError(f"the shard from row {min(twice)} was added already")
+        self.size += other.size
+        self.moments |= other.moments
+        self.histogram += other.histogram
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Makes a JSON object per band.
+
+        Returns:
+            `name`, `count`, `nonfinite`, `mean`, `std`, `min`, `max` and `percentiles`, by the names in PERCENTILES, of
+            each band. All but name and counts are None where there are no finite values.
+        """
+        of_shards = [moments for _, moments in sorted(self.moments.items())]
+        moments = functools.reduce(_merged, of_shards, _of_nothing(len(self.names)))
+        if self.dtype == "uint8" and self.size:
+            moments = _of_counts(self.histogram)
+        bands = []
+        for name, histogram, (count, mean, m2, low, high) in zip(self.names, self.histogram, moments.T.tolist()):
+            figures: dict[str, Any] = dict.fromkeys(("mean", "std", "min", "max", "percentiles"))
+            if count:
+                percentiles = _percentiles(histogram, self.dtype, low, high)
+                std = float(np.sqrt(m2 / count))
+                figures = {"mean": mean, "std": std, "min": low, "max": high, "percentiles": percentiles}
+            bands.append({"name": name, "count": int(count), "nonfinite": self.size - int(count), **figures})
+        return bands
 
 
 # ┌───────────┐

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
@@ -19,11 +20,14 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 import so2sat
-from publishing import facts, layout
+from publishing import facts
+from publishing.band_statistics import to_numpy
+from publishing.configs import CONFIGS
 from publishing.manifest import Manifest
 
 NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
+PICTURES = ("assets/bands.png", "assets/classes.png", "assets/histogram.png")
 
 # Stands in for the card while a repository is being built. It names a file that is never there, because without any
 # card `load_dataset` would guess splits from what files there are and load half a dataset as if it were whole.
@@ -64,7 +68,7 @@ def render(manifest: Manifest, statistics: Statistics, name: str) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    text = environment.from_string(TEMPLATE.read_text()).render(words(manifest, statistics, name))
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(words(manifest, statistics, name))
     return f"---\n{_card_data(manifest).to_yaml()}\n---\n{text}"
 
 
@@ -95,19 +99,22 @@ def _part(manifest: Manifest, configs: Sequence[str]) -> _Part | None:
 
 
 def _parts(manifest: Manifest) -> dict[str, _Part | None]:
-    """The configs that the card's code names: of every kind, shown first, to train on, with the official splits."""
-    configs: dict[str, list[str]] = {kind: [] for kind in layout.KINDS}
-    for config in manifest.configs:
-        configs[layout.CONFIGS[config].kind].append(config)
-    images, arrays, geo = (_part(manifest, configs[kind]) for kind in ("rgb", "all", "geo"))
-    patches = configs["all"] + configs["rgb"]
+    """The configs that the card's code names: by their columns, shown first, to train on, with the official splits."""
+
+    def having(*columns: str) -> list[str]:
+        return [config for config in manifest.configs if {*columns} <= {*CONFIGS[config].features}]
+
+    images, arrays, geo = (
+        _part(manifest, having(*columns)) for columns in (("image",), ("sentinel1", "sentinel2"), ("x", "y"))
+    )
+    patches = having("sentinel1", "sentinel2") + having("image")
     trained = [config for config in patches if {"train", "test"} <= {*manifest.splits(config)}]
-    official = [config for config in _official(manifest) if config not in configs["geo"]]
+    official = [config for config in _official(manifest) if config in patches]
     return {
         "images": images,
         "arrays": arrays,
         "geo": geo,
-        "main": images or arrays or geo,
+        "main": images or arrays or geo or _part(manifest, [*manifest.configs]),
         "trained": _part(manifest, trained),
         "official": _part(manifest, official),
     }
@@ -120,6 +127,7 @@ def _conditions(manifest: Manifest, statistics: Statistics, name: str) -> dict[s
     return {
         "is_on_hub": "/" in name,
         "is_synthetic": bool(manifest.synthetic),
+        "is_short": not (splits["images"] or splits["arrays"] or splits["geo"]),
         "has_images": bool(splits["images"]),
         "has_arrays": bool(splits["arrays"]),
         "has_patches": bool(splits["images"] or splits["arrays"]),
@@ -151,6 +159,8 @@ def _contents(manifest: Manifest, statistics: Statistics, name: str) -> dict[str
         "plain_name": name,
         "shell_name": shlex.quote(f"./{name}" if name.startswith("-") else name),
         "version": so2sat.VERSION,
+        "quality": so2sat.IMAGE_FORMATS["jpeg"]["quality"],
+        "classes": len(so2sat.LABELS),
         "citation": so2sat.CITATION,
         "common": next(iter(_common_classes(manifest, statistics)), 0),
         "synthetic": _escaped(manifest.synthetic),
@@ -181,8 +191,8 @@ def _card_data(manifest: Manifest) -> DatasetCardData:
     configs = MetadataConfigs()
     for config in manifest.configs:
         splits = manifest.splits(config)
-        data_files = [{"split": split, "path": _glob(manifest, config, split)} for split in splits]
-        configs[config] = {"data_files": data_files}
+        data_files = [{"split": split, "path": glob(manifest, config, split)} for split in splits]
+        configs[config] = {"description": _digest(manifest, config), "data_files": data_files}
     main = _parts(manifest)["main"]
     assert main
     configs[main.config]["default"] = True  # `rgb` where it is there
@@ -206,7 +216,7 @@ def dataset_infos(manifest: Manifest) -> DatasetInfosDict:
                 )
             )
         infos[config] = datasets.DatasetInfo(
-            features=layout.features(config),
+            features=CONFIGS[config].features,
             splits=splits,
             download_size=_bytes(manifest, config),
             dataset_size=sum(split.num_bytes for split in splits.values()),
@@ -218,8 +228,15 @@ def _bytes(manifest: Manifest, config: str) -> int:
     return sum(record.bytes for name, record in manifest.shards.items() if name.startswith(f"{config}/"))
 
 
-def _glob(manifest: Manifest, config: str, split: str) -> str:
+def glob(manifest: Manifest, config: str, split: str) -> str:
+    """The pattern of a split's files, which those of an earlier build with other shards don't match."""
     return f"{config}/{split}-*-of-{len(manifest.shard_names(config, split)):05d}.parquet"
+
+
+def _digest(manifest: Manifest, config: str) -> str:
+    """Tells a rebuild from what was there before: `datasets` knows what it has prepared by the card's metadata."""
+    sums = [record.sha256 for name, record in sorted(manifest.shards.items()) if name.startswith(f"{config}/")]
+    return f"shards {hashlib.sha256(' '.join(sums).encode()).hexdigest()[:16]}"
 
 
 # ┌────────┐
@@ -242,14 +259,14 @@ def _size(count: int) -> str:
 
 def _official(manifest: Manifest) -> list[str]:
     """The configs with the splits of editions 1, 2 and 4."""
-    return [config for config in manifest.configs if layout.CONFIGS[config].files == so2sat.SOURCE_FILES]
+    return [config for config in manifest.configs if CONFIGS[config].is_official]
 
 
 def _divisions(manifest: Manifest) -> list[list[str]]:
     """The configs by the ways in which the patches are split, `geo` last: it may lack a split."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for config in sorted(manifest.configs, key=lambda config: layout.CONFIGS[config].kind == "geo"):
-        found.setdefault(tuple(layout.CONFIGS[config].files.values()), []).append(config)
+    for config in sorted(manifest.configs, key=lambda config: not CONFIGS[config].bands):
+        found.setdefault(tuple(names[0] for names in CONFIGS[config].files.values()), []).append(config)
     return [*found.values()]
 
 
@@ -283,9 +300,9 @@ def _table(alignment: Sequence[str], *rows: Sequence[str]) -> str:
 def _config_table(manifest: Manifest) -> str:
     rows = []
     for config in manifest.configs:
-        columns = ", ".join(f"`{name}`" for name in layout.features(config))
+        columns = ", ".join(f"`{name}`" for name in CONFIGS[config].features)
         counts = ", ".join(f"{split} {count:,}" for split, count in manifest.splits(config).items())
-        rows.append((f"`{config}`", columns, layout.CONFIGS[config].description, counts))
+        rows.append((f"`{config}`", columns, CONFIGS[config].description, counts))
     return _table(["---"] * 4, ("config", "columns", "what", "rows"), *rows)
 
 
@@ -301,7 +318,7 @@ def _class_tables(manifest: Manifest, statistics: Statistics) -> str:
         total = ("", "", "**all**", *(f"**{sum(split):,}**" for split in counts.values()))
         alignment = ["---:", ":---:", "---", *("---:" for _ in counts)]
         table = _table(alignment, ("index", "LCZ", "class", *counts), *rows, total)
-        named = [config for config in configs if layout.CONFIGS[config].kind != "geo"] or configs
+        named = [config for config in configs if CONFIGS[config].bands] or configs
         tables.append(f"{', '.join(f'`{config}`' for config in named)}:\n\n{table}")
     return "\n".join(tables)
 
@@ -384,8 +401,8 @@ def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[s
     main, bands = parts["main"], {column: summaries for column, (_, summaries) in _bands(statistics).items()}
     assert main
     drawn = {"assets/histogram.png": figures.class_histogram(patches_per_class(statistics[main.config]), note)}
-    if parts["images"] or parts["arrays"]:
-        patches = figures.pick_patches(_batches(folder, manifest, main.config, main.first))
+    if pixels := parts["images"] or parts["arrays"]:
+        patches = figures.pick_patches(_batches(folder, manifest, pixels.config, pixels.first))
         drawn["assets/classes.png"] = figures.class_grid(patches, note)
     if parts["arrays"]:
         drawn["assets/bands.png"] = figures.band_statistics(bands, note)
@@ -394,10 +411,9 @@ def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[s
 
 def _batches(folder: Path, manifest: Manifest, config: str, split: str) -> Iterator[tuple[Any, Any]]:
     """Labels and images or pixels of a split, block by block."""
-    is_rgb = layout.CONFIGS[config].kind == "rgb"
-    column = "image" if is_rgb else "sentinel2"
+    column = "image" if "image" in CONFIGS[config].features else "sentinel2"
     for name in manifest.shard_names(config, split):
         with pq.ParquetFile(folder / name) as file:
             for batch in file.iter_batches(so2sat.ROWS_PER_BLOCK, columns=["label", column]):
                 values = batch.column(column)
-                yield batch.column("label"), values if is_rgb else so2sat.to_rgb(values.to_numpy(zero_copy_only=False))
+                yield batch.column("label"), values if column == "image" else so2sat.to_rgb(to_numpy(values))

@@ -11,9 +11,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TextIO
 
-import publishing
 import so2sat
 
 SYSTEMS = "The scripts need Linux or macOS."
@@ -66,14 +64,15 @@ def run(
     Returns:
         The exit status: the command's, 1 after an error of the user's or of the system's, 130 after Ctrl-C.
     """
-    _let_everything_be_printed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # characters that the terminal lacks
     if platform.system() not in ("Linux", "Darwin"):
         print(f"error: {SYSTEMS} This is {platform.system()}", file=sys.stderr)
         return 1
     options = arguments.parse_args(argv)
     try:
-        if signal.getsignal(signal.SIGINT) is publishing.end:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _check_working_folder()
         return command(options) or 0
     except (CommandError, so2sat.SourceError, OSError) as error:
         if options.debug:
@@ -87,16 +86,8 @@ def run(
         return 128 + signal.SIGINT
 
 
-def nowhere() -> TextIO:
-    """A stream for what nobody reads."""
-    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-
-
-def _let_everything_be_printed() -> None:
-    """Makes the standard streams take characters that their encoding lacks, and exist where they are closed."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, nowhere())
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise CommandError("the folder that you are in was deleted; change to another") from error

@@ -1,4 +1,4 @@
-"""Where work runs: here, in processes of this machine or on a Dask cluster."""
+"""Where work runs: here, in processes of this machine or on a Dask cluster, all as concurrent.futures has it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
-import tempfile
 import threading
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from datasets.utils.file_utils import is_remote_url
-
-import so2sat
 from publishing.command import CommandError
 
 CONNECT_SECONDS = 30
 
-PACKAGE = Path(__file__).parent
-
 # Calls a function with every item, and gives each item with its result as soon as it is there.
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
+
+
+def cores() -> int:
+    """How many processors this process may use, which on a shared machine are fewer than it has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def here(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -44,7 +43,7 @@ def _run_in(pool: concurrent.futures.Executor, lost: type[Exception]) -> Run:
         try:
             futures = {pool.submit(function, item): item for item in items}
             for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
+                yield futures.pop(future), future.result()  # no longer kept: results may be large
         except lost as error:
             raise CommandError(
                 "a worker process was killed, perhaps for want of memory; try again, with fewer workers"
@@ -55,7 +54,10 @@ def _run_in(pool: concurrent.futures.Executor, lost: type[Exception]) -> Run:
 
 @contextlib.contextmanager
 def processes(workers: int) -> Iterator[Run]:
-    """Worker processes that end with this process, however it ends."""
+    """Worker processes that end with this process, however it ends. One worker is this process."""
+    if workers <= 1:
+        yield here
+        return
     before = {*multiprocessing.active_children()}
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
@@ -87,26 +89,28 @@ def _start_worker() -> None:
 
 
 @contextlib.contextmanager
-def dask_cluster(address: str, workers: int, output: Path, sources: Sequence[str]) -> Iterator[Run]:
+def dask_cluster(
+    address: str, workers: int, output: Path, sources: Sequence[str], probe: Callable[[], Any]
+) -> Iterator[Run]:
     """The workers of a Dask cluster. Dask gives the work of a lost worker to another.
 
     Args:
         address: Of the scheduler, or "local" for a cluster of `workers` processes on this machine.
         workers: Only for "local".
         output: Folder that every worker must see.
-        sources: Paths that every worker must see, or URLs.
+        sources: Local paths that every worker must see.
+        probe: A function of this project that must give on every worker what it gives here.
 
     Raises:
-        CommandError: Dask is not installed, the scheduler can't be reached, there are no workers, or a worker doesn't
-            see a file.
+        CommandError: Dask is not installed, the scheduler can't be reached, there are no workers, or a worker has not
+            this version of the project or doesn't see a file.
     """
     try:
         import distributed
     except ImportError as error:
         raise CommandError("--dask needs the package distributed: pip install 'so2sat[dask]'") from error
     with contextlib.ExitStack() as stack:
-        is_local = address == "local"
-        if is_local:
+        if address == "local":
             options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
             address = stack.enter_context(distributed.LocalCluster(n_workers=workers, **options)).scheduler_address
         try:
@@ -114,46 +118,40 @@ def dask_cluster(address: str, workers: int, output: Path, sources: Sequence[str
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         except (OSError, ValueError, distributed.TimeoutError) as error:
             raise CommandError(f"no Dask scheduler with workers answers at {address} ({error})") from error
-        if not is_local:
-            _send_package(client)
-        _check_view(client, output, [path for path in sources if not is_remote_url(path)])
+        _check_workers(client, probe, output, sources)
         yield _run_in(client.get_executor(pure=False), distributed.KilledWorker)
 
 
-def _send_package(client: Any) -> None:
-    """Gives a cluster, and the workers that join it later, this package and so2sat.py."""
-    from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
-
-    def forget() -> None:
-        """Removes the modules of an earlier version, which Dask would not reload below the package's top level."""
-        for name in [*sys.modules]:
-            if name.partition(".")[0] in (PACKAGE.name, so2sat.__name__):
-                del sys.modules[name]
-
-    with tempfile.TemporaryDirectory() as folder:
-        # A new name for every version: Python keeps the table of contents of a zip file that it has imported from.
-        archive = Path(folder, f"so2sat-{uuid.uuid4().hex}.zip")
-        with zipfile.ZipFile(archive, "w") as file:
-            file.write(so2sat.__file__, Path(so2sat.__file__).name)
-            for path in sorted(PACKAGE.glob("*.py")):
-                file.write(path, f"{PACKAGE.name}/{path.name}")
-        client.run(forget)
-        client.run_on_scheduler(forget)
-        for plugin in (SchedulerUploadFile(str(archive)), UploadFile(str(archive))):
-            client.register_plugin(plugin, name=so2sat.__name__)  # in place of an earlier version's
-
-
-def _check_view(client: Any, output: Path, sources: Sequence[str]) -> None:
-    """Makes sure that every worker sees the output folder and the source files."""
+def _check_workers(client: Any, probe: Callable[[], Any], output: Path, sources: Sequence[str]) -> None:
+    """Makes sure that every worker has this version of the project, and sees the output folder and the sources."""
+    module, name, expected = probe.__module__, probe.__name__, probe()
     token = output / f".{uuid.uuid4().hex}"
+    paths = [str(token), *sources]
+
+    def ask() -> tuple[Any, list[str]]:  # sent by value: a worker may lack this project
+        import importlib
+        import os
+
+        unseen = [path for path in paths if not os.path.exists(path)]
+        try:
+            return getattr(importlib.import_module(module), name)(), unseen
+        except (ImportError, AttributeError) as error:
+            return str(error), unseen
+
     token.touch()
     try:
-        for path in (str(token), *sources):
-            blind = [worker for worker, sees in client.run(os.path.exists, path).items() if not sees]
-            if blind:
-                raise CommandError(
-                    f"Dask worker {blind[0]} doesn't see {output if path == str(token) else path}; SOURCE and OUTPUT"
-                    " must be on a file system that all workers share, under the same path"
-                )
+        answers = client.run(ask)
     finally:
         token.unlink()
+    for worker, (found, unseen) in answers.items():
+        if found != expected:
+            raise CommandError(
+                f"Dask worker {worker} has not this version of the project (found {found}, expected {expected});"
+                " install it there and add its folder scripts to PYTHONPATH"
+            )
+        if unseen:
+            path = output if unseen[0] == str(token) else unseen[0]
+            raise CommandError(
+                f"Dask worker {worker} doesn't see {path}; SOURCE and OUTPUT must be on a file system that all workers"
+                " share, under the same path"
+            )

@@ -16,9 +16,11 @@ import pyproj
 import so2sat
 from publishing import facts
 
-# Shape of one row of every dataset in these files; `city` may be absent.
+# Shape of one row of every dataset in these files.
 GEO_SHAPES: Mapping[str, tuple[int, ...]] = {"epsg": (1,), "tfw": (6,)}
 GEO_TEXT: Mapping[str, tuple[int, ...]] = {"city": (1,)}
+
+PLACE = ("city", "epsg", "x", "y")  # columns that say where a patch is
 
 # Farther than this from its city's centre no patch can be: the publishers' areas reach 130 km (Istanbul's corners), and
 # the wrong UTM zone moves a place by 370 km (Moscow) at the least.
@@ -45,25 +47,30 @@ def is_geo(name: str) -> bool:
     return name.endswith("_geo.h5")
 
 
-def open_geo(path: str) -> contextlib.AbstractContextManager[so2sat.Source]:
-    """Opens a file with the places of patches and checks its layout, as so2sat.open_source does."""
-    return so2sat.open_source(path, shapes=GEO_SHAPES, optional_text=GEO_TEXT)
-
-
 @contextlib.contextmanager
-def open_both(path: str) -> Iterator[tuple[so2sat.Source, so2sat.Source]]:
-    """Opens a file with patches and the one with their places beside it.
+def open_geo(path: str) -> Iterator[so2sat.Source]:
+    """Opens a file with the places of patches and checks its layout, as so2sat.open_source does.
 
     Raises:
-        so2sat.MissingSourceError: One of them is not there.
-        so2sat.SourceError: One is not as expected, or they differ in length.
+        so2sat.SourceError: It is not as expected, or it has the form of November 2025, without cities.
     """
-    with so2sat.open_source(path) as patches, open_geo(geo_file(path)) as geo:
-        if geo.rows != patches.rows:
+    with so2sat.open_source(path, shapes=GEO_SHAPES, optional_text=GEO_TEXT) as geo:
+        if "city" not in geo.arrays:
             raise so2sat.SourceError(
-                f"{geo.path}: {geo.rows} rows, expected {patches.rows}, one for every patch of {path}"
+                f"{path}: no dataset 'city', as before March 2026; fetch the present file from"
+                " https://huggingface.co/datasets/zhu-xlab/So2Sat-LCZ42"
             )
-        yield patches, geo
+        yield geo
+
+
+def check(geo: so2sat.Source) -> None:
+    """Reads every place, so that a bad one is found before anything is written.
+
+    Raises:
+        SourceError: A place can't be right; see read_places.
+    """
+    for start, stop in so2sat.blocks(0, geo.rows, 1 << 16):
+        read_places(geo, start, stop)
 
 
 def read_columns(patches: so2sat.Source, geo: so2sat.Source, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
@@ -79,8 +86,13 @@ def read_columns(patches: so2sat.Source, geo: so2sat.Source, start: int, stop: i
         `label` and `sample_id`, int64, and what read_places gives, of shape (rows,) each.
 
     Raises:
-        so2sat.SourceError: The rows can't be read, a label is not one-hot, or a place can't be right.
+        so2sat.SourceError: The files differ in length, the rows can't be read, a label is not one-hot, or a place can't
+            be right.
     """
+    if geo.rows != patches.rows:
+        raise so2sat.SourceError(
+            f"{geo.path}: {geo.rows} rows, expected {patches.rows}, one for every patch of {patches.path}"
+        )
     sample_id = np.arange(start, stop, dtype=np.int64)
     return {"label": patches.read_labels(start, stop), "sample_id": sample_id, **read_places(geo, start, stop)}
 
@@ -94,34 +106,20 @@ def read_places(geo: so2sat.Source, start: int, stop: int) -> dict[str, npt.NDAr
         stop: Row after the last.
 
     Returns:
-        `city`, str or None; `epsg`, int32; `x` and `y` of the patch's top-left corner in that CRS, m, and `longitude`
-        and `latitude` of its centre, degrees in WGS 84, float64. Shape (rows,) each. A file without `city` names none:
-        then a patch is of the one city of its EPSG code within CITY_RADIUS, of None if there are two.
+        `city`, str; `epsg`, int32; `x` and `y` of the patch's top-left corner in that CRS, m, and `longitude`
+        and `latitude` of its centre, degrees in WGS 84, float64. Shape (rows,) each.
 
     Raises:
-        SourceError: A row is in no known order, its city is unknown or has another EPSG code, or it is far from its
-            city. The message names the first such rows.
+        SourceError: A row is not a world file of 10 m pixels, its city is unknown or has another EPSG code, or it is
+            far from its city. The message names the first such rows.
     """
     x, y = _corners(geo, start, stop)
-    epsg = geo.read("epsg", start, stop).reshape(-1)
-    if "city" in geo.arrays:
-        city, epsg = _named_cities(geo, start, stop, epsg)
-    else:
-        city, epsg = np.full(len(x), None), _without_published_errors(epsg, x, y)
-    is_zone = np.isin(epsg, [place.epsg for place in facts.CITIES.values()])
-    _require(is_zone, geo, start, lambda row: epsg[row], "as EPSG code", "the code of a city's UTM zone")
-    longitude, latitude = np.empty(len(x)), np.empty(len(x))
-    for code in np.unique(epsg):
-        rows = np.flatnonzero(epsg == code)
-        longitude[rows], latitude[rows] = _centres(int(code), x[rows], y[rows])
-    near = _near_cities(epsg, longitude, latitude)
-    if "city" in geo.arrays:
-        is_near = np.any([those & (city == name) for name, those in near.items()], axis=0)
-    else:
-        count = np.sum([*near.values()], axis=0)
-        is_near = count > 0
-        for name, those in near.items():
-            city[those & (count == 1)] = name
+    city, epsg = _cities(geo, start, stop)
+    longitude, latitude, is_near = np.empty(len(x)), np.empty(len(x)), np.empty(len(x), bool)
+    for name in {*city}:
+        rows = np.flatnonzero(city == name)
+        longitude[rows], latitude[rows] = _centres(facts.CITIES[name].epsg, x[rows], y[rows])
+        is_near[rows] = _is_near(name, longitude[rows], latitude[rows])
     _require(
         is_near,
         geo,
@@ -149,7 +147,7 @@ def shared(splits: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> dict[str, di
     result: dict[str, dict[str, dict[str, int]]] = {split: {} for split in splits}
     for split, other in itertools.combinations(ordered, 2):
         ours, theirs = splits[split], splits[other]
-        cities = {*ours["city"]} & {*theirs["city"]} - {None}
+        cities = {*ours["city"]} & {*theirs["city"]}
         result[split][other] = {"cities": len(cities), "near": int(_near_another(ours, theirs).sum())}
     return result
 
@@ -169,11 +167,9 @@ def _near_another(
     return near
 
 
-def _named_cities(
-    geo: so2sat.Source, start: int, stop: int, epsg: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def _cities(geo: so2sat.Source, start: int, stop: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The cities by name, and their EPSG codes, which the file must agree with."""
-    city = np.empty(stop - start, object)
+    city, epsg = np.empty(stop - start, object), geo.read("epsg", start, stop).reshape(-1)
     city[:] = [_text(name) for name in geo.read("city", start, stop).reshape(-1)]
     known = np.array([name in facts.CITIES for name in city])
     _require(known, geo, start, lambda row: city[row], "as city", f"one of {', '.join(facts.CITIES)}")
@@ -184,32 +180,15 @@ def _named_cities(
     return city, right
 
 
-def _without_published_errors(
-    epsg: npt.NDArray[Any], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
-) -> npt.NDArray[Any]:
-    """The EPSG codes with the right one for places that lie in a city whose published code is wrong."""
-    epsg = epsg.copy()
-    for name, city in facts.CITIES.items():
-        if city.published_epsg:
-            rows = np.flatnonzero(epsg == city.published_epsg)
-            epsg[rows[_is_near(name, *_centres(city.epsg, x[rows], y[rows]))]] = city.epsg
-    return epsg
-
-
 def _corners(geo: so2sat.Source, start: int, stop: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The top-left corners. The pixel size of 10 m tells the order of `tfw`, for every row without a doubt."""
+    """The top-left corners."""
     tfw = geo.read("tfw", start, stop).astype(np.float64)
-
-    def have_sizes_in(columns: list[int]) -> Any:
-        expected = [so2sat.PIXEL_SIZE, 0, 0, so2sat.PIXEL_SIZE]
-        with np.errstate(invalid="ignore"):
-            return (np.abs(np.abs(tfw[:, columns]) - expected) < TFW_TOLERANCE).all(axis=1)
-
-    is_world_file, is_transform = have_sizes_in([0, 1, 2, 3]), have_sizes_in([1, 2, 4, 5])
-    orders = "10 0 0 ±10 x y (March 2026) or x 10 0 y 0 ±10 (November 2025)"
-    known = is_world_file | is_transform
-    _require(known, geo, start, lambda row: " ".join(f"{value:g}" for value in tfw[row]), "as tfw", orders)
-    return np.where(is_world_file, tfw[:, 4], tfw[:, 0]), np.where(is_world_file, tfw[:, 5], tfw[:, 3])
+    expected = [so2sat.PIXEL_SIZE, 0, 0, so2sat.PIXEL_SIZE]
+    with np.errstate(invalid="ignore"):
+        is_right = np.asarray((np.abs(np.abs(tfw[:, :4]) - expected) < TFW_TOLERANCE).all(axis=1))
+    form = "10 0 0 ±10 x y, as from March 2026 on; older files had another order: fetch the present file"
+    _require(is_right, geo, start, lambda row: " ".join(f"{value:g}" for value in tfw[row]), "as tfw", form)
+    return tfw[:, 4], tfw[:, 5]
 
 
 def _centres(epsg: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[Any, Any]:
@@ -221,17 +200,6 @@ def _centres(epsg: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) 
 @functools.lru_cache
 def _to_wgs84(epsg: int) -> Any:
     return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
-
-
-def _near_cities(
-    epsg: npt.NDArray[Any], longitude: npt.NDArray[np.float64], latitude: npt.NDArray[np.float64]
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """By city, which places are in its zone and within CITY_RADIUS of its centre."""
-    near = {}
-    for name, city in facts.CITIES.items():
-        near[name] = epsg == city.epsg
-        near[name][near[name]] = _is_near(name, longitude[near[name]], latitude[near[name]])
-    return near
 
 
 def _is_near(name: str, longitude: npt.NDArray[np.float64], latitude: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
