@@ -1,14 +1,11 @@
-"""Servers of files on 127.0.0.1, good ones and bad ones: FTP, the storage behind the Hub, and what answers anything."""
+"""Servers of files on 127.0.0.1, good ones and bad ones: FTP, and the storage behind the Hub."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import http.server
-import itertools
 import re
-import socket
-import socketserver
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,8 +23,8 @@ class Line:
 
     cuts: list[int] = dataclasses.field(default_factory=list)  # bytes after which the next transfers break off
     ending: str = "close"  # how: "close" the connection, "stall", or "vanish": FTP's control connection closes too
-    ranges: bool = True  # whether a transfer can start in the middle
-    pages: list[bytes] = dataclasses.field(default_factory=list)  # in place of the next files, over HTTP
+    ranges: bool = True  # whether a transfer over HTTP can start in the middle
+    pages: list[bytes] = dataclasses.field(default_factory=list)  # answers in place of the next files, over HTTP
     replies: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # instead of obeying an FTP command
     sent: int = 0  # bytes of files
     transfers: int = 0
@@ -68,8 +65,6 @@ def ftp_server(folder: Path, line: Line) -> Iterator[str]:
         def process_command(self, cmd: str, *args: Any, **options: Any) -> None:
             if replies := line.replies.get(cmd):
                 self.respond(replies.pop(0))
-            elif cmd == "REST" and not line.ranges:
-                self.respond("502 Command not implemented.")
             else:
                 super().process_command(cmd, *args, **options)
 
@@ -96,10 +91,13 @@ def storage_server(stored: Mapping[str, bytes], line: Line) -> Iterator[str]:
     class Storage(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             assert "Authorization" not in self.headers, "the token is for the Hub alone"
-            content = line.pages.pop(0) if line.pages else stored[self.path.rpartition("/")[2]]
+            if line.pages:
+                self.wfile.write(line.pages.pop(0))
+                return
+            content = stored[self.path.rpartition("/")[2]]
             wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
             first = int(wanted[1]) if wanted and line.ranges else 0
-            self.send_response(206 if first else 200)
+            self.send_response(206 if wanted and line.ranges else 200)
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
             self.send_header("Content-Length", str(len(content) - first))
             self.end_headers()
@@ -126,34 +124,3 @@ def running(server: Any) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"127.0.0.1:{server.server_address[1]}"
         server.shutdown()
-
-
-@dataclasses.dataclass
-class Answering:
-    """What a server of `answering` has done."""
-
-    host: str = ""
-    sent: int = 0
-    connections: int = 0
-
-
-@contextlib.contextmanager
-def answering(*pieces: bytes, times: int = 1) -> Iterator[Answering]:
-    """Sends every client some pieces, the last one a number of times, whatever it says, until it hangs up."""
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            done.connections += 1
-            with contextlib.suppress(OSError):
-                for piece in (*pieces, *itertools.repeat(pieces[-1], times - 1)):
-                    self.request.sendall(piece)
-                    done.sent += len(piece)
-                # To close a connection with an unread request would reset it, and what was sent could be lost.
-                self.request.shutdown(socket.SHUT_WR)
-                self.request.settimeout(5)
-                while self.request.recv(1 << 16):
-                    pass
-
-    done = Answering()
-    with running(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)) as done.host:
-        yield done
