@@ -37,7 +37,8 @@ def features() -> datasets.Features:
 
 def geo_file(name: str) -> str:
     """Path of the file with the places of another file's patches."""
-    return f"{name.removesuffix('.h5')}_geo.h5"
+    path, query = so2sat.split_query(name)
+    return f"{path.removesuffix('.h5')}_geo.h5{query}"
 
 
 def is_geo(name: str) -> bool:
