@@ -23,7 +23,6 @@ from datasets.utils.file_utils import is_remote_url
 
 import so2sat
 from publishing import card, command, contents, executors, files, manifest, shards
-from publishing.band_statistics import Statistics
 from publishing.command import CommandError
 from publishing.configs import CONFIGS, Config, Limits
 from publishing.manifest import Manifest
@@ -169,12 +168,12 @@ def build(
             new, contents.summaries(output, dataclasses.replace(new, shards={}), contents.blank(new)), output.name
         )
         with _runner(dask, workers, output, folder, new) as run:
-            totals = _make(run, output, folder, new)
+            statistics = _make(run, output, folder, new)
         if changed := [name for name, state in _states(folder).items() if state != states.get(name)]:
             new.shards = {}
             new.save(output)
             raise CommandError(f"{folder}: {changed[0]} was changed while it was read; run the same command again")
-        _finish(output, new, totals)
+        _finish(output, new, statistics)
     return new
 
 
@@ -339,7 +338,7 @@ def _bytes(plan: Sequence[Shard]) -> int:
     return sum(shard.rows * CONFIGS[shard.config].row_bytes for shard in plan)
 
 
-def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> dict[tuple[str, str], Statistics]:
+def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> card.Statistics:
     """Writes the shards that are not there, or not intact, and gives the statistics of all.
 
     A shard that was lost is written as it was. Others make the folder incomplete first; after each the manifest knows
@@ -371,7 +370,7 @@ def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> dict[
     if written:
         seconds = time.monotonic() - started
         print(f"wrote {written:,} rows in {seconds:.1f} s ({written / seconds:,.0f} rows/s)")
-    return totals
+    return contents.summaries(output, new, totals)
 
 
 def _warn_of_space(output: Path, missing: Sequence[Shard]) -> None:
@@ -415,9 +414,8 @@ def _cleaned(output: Path) -> Iterator[None]:
 # └──────────┘
 
 
-def _finish(output: Path, new: Manifest, totals: Mapping[tuple[str, str], Statistics]) -> None:
+def _finish(output: Path, new: Manifest, statistics: card.Statistics) -> None:
     """Writes what follows from the shards where it differs, the card last, and reports."""
-    statistics = contents.summaries(output, new, totals)
     made = contents.contents(output, new, statistics, output.name)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in made.items() if name != card.NAME}
     stale = [name for name in contents.OTHER_FILES if name in new.files and name not in made]
