@@ -162,7 +162,7 @@ def test_the_card_of_synthetic_data_says_so_first(tmp_path: Path, capsys: pytest
 # ── Determinism and restart ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-UNFINISHED = f"{shards.UNFINISHED_FOLDER}/.*{files.INCOMPLETE_SUFFIX}"
+UNFINISHED = f"{shards.UNFINISHED_FOLDER}/.*.parquet.*{files.INCOMPLETE_SUFFIX}"
 
 
 def interrupted(process: subprocess.Popen[bytes], output: Path, moment: float, how: signal.Signals) -> bool:
