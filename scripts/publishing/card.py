@@ -158,7 +158,6 @@ def _contents(manifest: Manifest, statistics: Statistics, name: str) -> dict[str
         "name": json.dumps(name, ensure_ascii=False),
         "plain_name": name,
         "shell_name": shlex.quote(f"./{name}" if name.startswith("-") else name),
-        "version": so2sat.VERSION,
         "quality": so2sat.IMAGE_FORMATS["jpeg"]["quality"],
         "classes": len(so2sat.LABELS),
         "citation": so2sat.CITATION,
