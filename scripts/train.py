@@ -52,25 +52,23 @@ examples:
   python train.py build/so2sat --config all_random --sensors sentinel2 --balanced
 """
 
-SENSORS = {
-    "rgb": ("image",),
-    "sentinel1": ("sentinel1",),
-    "sentinel2": ("sentinel2",),
-    "both": ("sentinel1", "sentinel2"),
-}
-BANDS = {"image": 3, "sentinel1": 8, "sentinel2": 10}
+BOTH = ("sentinel1", "sentinel2")
+SENSORS = {"rgb": ("image",), "sentinel1": BOTH[:1], "sentinel2": BOTH[1:], "both": BOTH}
+COLUMNS = ("image", *BOTH)  # in the order of a model's bands
 INTENSITIES = slice(4, 6)  # VH and VV intensity among the bands of Sentinel-1
 LCZ_CODES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "A", "B", "C", "D", "E", "F", "G")
 MODEL, METRICS, PICTURE = "model.safetensors", "metrics.json", "confusion.png"
 INCOMPLETE = ".incomplete"  # ends the name of the best model so far
 WRITER = "train.py of So2Sat LCZ42"
 # What reading raises where something else was written than build.py or this file write.
-FOREIGN = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Any]  # arrays or tensors by column
 Constants = Mapping[str, Array]  # what `scaling` gives
 Facts = dict[str, Any]  # as metrics.json and the model's file have them
+Repository = tuple[Facts, dict[str, Array], dict[str, dict[str, int]]]  # the latter: rows of every file, by split
+Splits = dict[str, "Split"]  # train, validation and test
 Predict = Callable[[Batch], Array]  # gives probabilities, shape (rows, 17)
 
 
@@ -78,9 +76,7 @@ class TrainingError(Exception):
     """Something the user can put right. The message is one line that says what is wrong and what to do."""
 
 
-# ┌───────────┐
-# │  Patches  │
-# └───────────┘
+# ── Patches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Patches:
@@ -151,7 +147,10 @@ class Patches:
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Gives what PyTorch's DataLoader asks for: a list of patches."""
-        return Rows(self[indices])
+        batch = self[indices]
+        rows = Rows(dict(zip(batch, row)) for row in zip(*batch.values()))
+        rows.batch = batch
+        return rows
 
     @staticmethod
     def collate(rows: Any) -> dict[str, Any]:
@@ -168,10 +167,7 @@ class Patches:
 class Rows(list[dict[str, Any]]):
     """Patches that are views of a batch, and the batch, which spares `collate` another copy."""
 
-    def __init__(self, batch: dict[str, Array]) -> None:
-        """Divides a batch."""
-        super().__init__(dict(zip(batch, row)) for row in zip(*batch.values()))
-        self.batch = batch
+    batch: dict[str, Array]
 
 
 def _decoded(blocks: Iterator[Any], rows: int) -> Array:
@@ -185,17 +181,15 @@ def _decoded(blocks: Iterator[Any], rows: int) -> Array:
     return result
 
 
-# ┌──────────┐
-# │  Inputs  │
-# └──────────┘
+# ── Inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def scaling(bands: Mapping[str, Any]) -> dict[str, Array]:
     """Makes the constants of `normalise`.
 
-    Sentinel-2 and images get mean and standard deviation, as nearly all work does. Sentinel-1 is clipped at percentiles,
-    since a few reflectors are a thousand times the median and would rule mean and deviation. Its intensities are taken
-    in dB, since speckle multiplies: in dB it is as strong in dark places as in bright ones.
+    Sentinel-2 and images get mean and standard deviation, as nearly all work does. Sentinel-1 is clipped at
+    percentiles, since a few reflectors are a thousand times the median and would rule mean and deviation. Its
+    intensities are taken in dB, since speckle multiplies: in dB it is as strong in dark places as in bright ones.
 
     Args:
         bands: What statistics.json has of every band of the training split, by column.
@@ -240,7 +234,7 @@ def normalise(batch: Batch, constants: Constants | None = None) -> Any:
     """
     constants = constants or _constants_beside()
     parts, library = [], np
-    for column in (column for column in BANDS if column in batch):
+    for column in (column for column in COLUMNS if column in batch):
         values, numbers = batch[column], constants[column]
         if not isinstance(values, np.ndarray):
             import torch
@@ -255,14 +249,14 @@ def normalise(batch: Batch, constants: Constants | None = None) -> Any:
     return library.moveaxis(numbers, -1, -3)
 
 
-# Columns, bands and factor of the forms in which others evaluate: TorchGeo 0.8.1 and OlmoEarth, Galileo, TerraTorch and
-# torchgeo-bench of 2026, by the code of each; the package geobench writes and reads its bands in the order of its converter.
+# What others expect: columns, bands and a factor. Read in the code of TorchGeo 0.8.1 (2025), and in 2026 of the package
+# geobench, whose converter writes Sentinel-1 first, of TerraTorch and torchgeo-bench, and of OlmoEarth and Galileo.
 FORMS: dict[str, tuple[tuple[str, ...], list[int], int]] = {
-    "torchgeo": (SENSORS["both"], [*range(18)], 1),
-    "geobench": (SENSORS["both"], [*range(18)], 1),
-    "terratorch": (SENSORS["both"], [0, 8, 1, 9, 2, 10, 3, 4, 11, 5, 12, 6, 13, 14, 7, 15, 16, 17], 1),
-    # B2 stands for B1, B8A for B9 and B11 for B10; digital numbers
-    "sentinel2-13": (SENSORS["sentinel2"], [0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 8, 9], 10_000),
+    "torchgeo": (BOTH, [*range(18)], 1),
+    "geobench": (BOTH, [*range(18)], 1),
+    "terratorch": (BOTH, [0, 8, 1, 9, 2, 10, 3, 4, 11, 5, 12, 6, 13, 14, 7, 15, 16, 17], 1),
+    # B2 stands for B1, B8A for B9 and B11 for B10; in digital numbers
+    "sentinel2-13": (("sentinel2",), [0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 8, 9], 10_000),
 }
 
 
@@ -287,22 +281,14 @@ def as_evaluated(batch: Batch, form: str) -> Array:
     return np.ascontiguousarray(np.moveaxis(bands, -1, -3), np.float32)
 
 
-# ┌────────────┐
-# │  The data  │
-# └────────────┘
-
-
-class Repository(NamedTuple):
-    """What is to be loaded of a repository."""
-
-    facts: Facts  # as metrics.json has them
-    bands: dict[str, list[str]]  # their names, by column
-    constants: dict[str, Array]
-    shards: dict[str, dict[str, int]]  # rows of every file, by split
+# ── The data ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def open_repository(name: str, revision: str | None, config: str | None, sensors: str | None) -> Repository:
     """Finds out what a repository holds, before anything large is downloaded.
+
+    Returns:
+        What metrics.json says about it, the constants of `normalise`, and the rows of every file, by split.
 
     Raises:
         OSError: It is not there.
@@ -316,13 +302,13 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
     if not is_local:
         files = ["manifest.json", "statistics.json"]
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=files))
-    facts = {
-        "name": str(folder.resolve()) if is_local else name,
-        "revision": None if is_local else folder.name,  # the commit: the Hub's cache has a folder for each
-    }
     try:
         manifest, statistics = (folder.joinpath(f"{file}.json").read_bytes() for file in ("manifest", "statistics"))
-        facts["manifest_sha256"] = hashlib.sha256(manifest).hexdigest()  # manifest.json has that of every file
+        facts = {
+            "name": str(folder.resolve()) if is_local else name,
+            "revision": None if is_local else folder.name,  # the commit: the Hub's cache has a folder for each
+            "manifest_sha256": hashlib.sha256(manifest).hexdigest(),  # manifest.json has that of every file
+        }
         return _described(facts, json.loads(manifest), json.loads(statistics)["configs"], config, sensors)
     except (FileNotFoundError, *FOREIGN) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
@@ -330,42 +316,30 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
 
 
 def _described(facts: Facts, manifest: Any, configs: Any, config: str | None, sensors: str | None) -> Repository:
-    name, wanted = facts["name"], SENSORS.get(sensors or "", ())
-    suitable = [
-        config
-        for config in dict.fromkeys(["all", "rgb", *configs])
-        if {"train", "test"} <= {*configs.get(config, ())} and (bands := configs[config]["train"]["bands"])
-        if {*wanted} <= {*bands}
-    ]
-    if (config or "") not in ("", *suitable) or not suitable:
-        what = f"train and test with {', '.join(wanted) or 'images or sensors'}"
-        there = f"choose --config {' or '.join(suitable)}" if suitable else "no other config has them"
-        raise TrainingError(f"{name}: {f'config {config!r}' if config else 'it'} lacks {what}; {there}")
-    config = config or suitable[0]
-    train = configs[config]["train"]
-    columns = wanted or tuple(column for column in BANDS if column in train["bands"])
-    bands = {column: train["bands"][column] for column in columns}
+    name, wanted = facts["name"], SENSORS[sensors] if sensors else ()
+    trainable = {key: splits["train"] for key, splits in configs.items() if {"train", "test"} <= {*splits}}
+    suitable = [key for key, train in trainable.items() if train["bands"] and {*wanted} <= {*train["bands"]}]
+    config = config or next((key for key in ("all", "rgb", *suitable) if key in suitable), None)
+    if config not in suitable:
+        lacking = f"train and test with {' and '.join(wanted) or 'patches'}"
+        found = f"configs with both: {', '.join(suitable) or 'none'}"
+        raise TrainingError(f"{name}: {config or 'it'} lacks {lacking}; {found}")
+    train = trainable[config]
+    bands = {column: train["bands"][column] for column in wanted or COLUMNS if column in train["bands"]}
     _check_units(name, bands)
-    constants, classes = scaling(bands), [str(label) for label in train["patches_per_class"]]
-    if {column: len(bands[column]) for column in columns} != {column: BANDS[column] for column in columns}:
-        raise ValueError("another number of bands")
-    if len(classes) != len(LCZ_CODES) or not all(np.isfinite(numbers).all() for numbers in constants.values()):
-        raise ValueError("other classes, or statistics that are no numbers")
+    if len(train["patches_per_class"]) != len(LCZ_CODES):
+        raise ValueError("other classes")
+    shards: dict[str, dict[str, int]] = {split: {} for split in configs[config]}
+    for path, shard in sorted(manifest["shards"].items()):
+        if path.startswith(f"{config}/"):
+            shards[path.removeprefix(f"{config}/").split("-")[0]][path] = int(shard["rows"])
     facts |= {
         "synthetic": " ".join(sorted({str(source["synthetic"]) for source in manifest["sources"].values()} - {""})),
         "config": config,
-        "columns": columns,
-        "classes": classes,
+        "bands": {column: [str(band["name"]) for band in bands[column]] for column in bands},
+        "classes": [*map(str, train["patches_per_class"])],
     }
-    shards = {
-        split: {
-            path: int(shard["rows"]) for path, shard in sorted(manifest["shards"].items()) if path.startswith(start)
-        }
-        for split, start in ((split, f"{config}/{split}-") for split in configs[config])
-    }
-    return Repository(
-        facts, {column: [str(band["name"]) for band in bands[column]] for column in bands}, constants, shards
-    )
+    return facts, scaling(bands), shards
 
 
 def _check_units(name: str, bands: Mapping[str, Any]) -> None:
@@ -396,7 +370,7 @@ class Split(NamedTuple):
             yield self.patches[rows[start : start + size]]
 
 
-def load_splits(repository: Repository, limit: int | None, seed: int) -> dict[str, Split]:
+def load_splits(repository: Repository, limit: int | None, seed: int) -> Splits:
     """Loads train, validation and test.
 
     Args:
@@ -407,22 +381,24 @@ def load_splits(repository: Repository, limit: int | None, seed: int) -> dict[st
     Raises:
         TrainingError: `datasets` can't load it, it holds something else than expected, or there is too little of it.
     """
-    facts = repository.facts
+    facts, constants, shards = repository
     name, random, splits = facts["name"], np.random.default_rng(seed), {}
-    some: dict[str, Any] = {}
-    if limit:
-        some = {"data_files": _first_files(repository.shards, limit), "verification_mode": "no_checks"}
+    expected = (1, sum(map(len, facts["bands"].values())), 32, 32)
+    files = {"data_files": _first_files(shards, limit), "verification_mode": "no_checks"} if limit else {}
     try:
-        loaded = datasets.load_dataset(name, facts["config"], revision=facts["revision"], **some)
+        loaded = datasets.load_dataset(name, facts["config"], revision=facts["revision"], **files)
         for split, dataset in loaded.items():
             rows = np.arange(len(dataset))
             if limit and limit < len(rows):
                 rows = np.sort(random.choice(rows, limit, replace=False))
-                if "image" in facts["columns"]:  # decode no others
+                if "image" in constants:  # decode no others
                     dataset, rows = dataset.select(rows), np.arange(limit)
-            labels = Patches(dataset, ["label"])[rows]["label"]
-            splits[split] = _checked(Patches(dataset, [*facts["columns"], "label"]), rows, labels, repository.bands)
-    except (datasets.exceptions.DatasetsError, *FOREIGN) as error:
+            patches, labels = Patches(dataset, [*constants, "label"]), Patches(dataset, ["label"])[rows]["label"]
+            shape = normalise(patches[:1], constants).shape
+            if shape != expected or len(np.bincount(labels, minlength=len(LCZ_CODES))) > len(LCZ_CODES):
+                raise ValueError(f"{split} has patches of shape {shape}, expected {expected}, or other classes")
+            splits[split] = Split(patches, rows, labels)
+    except (datasets.exceptions.DatasetsError, FileNotFoundError, *FOREIGN) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         advice = "run build.py again, then verify.py, if it is your own"
         raise TrainingError(f"{name}: config {facts['config']!r} can't be loaded ({reason}); {advice}") from error
@@ -443,19 +419,7 @@ def _first_files(shards: Mapping[str, Mapping[str, int]], limit: int) -> dict[st
     return {split: [*shards[split]][: int(np.searchsorted(stops[split], limit)) + 1] for split in shards}
 
 
-def _checked(patches: Patches, rows: Array, labels: Array, bands: Mapping[str, Sequence[str]]) -> Split:
-    shapes = {column: values.shape for column, values in patches[:1].items()}
-    for column in bands:
-        if shapes[column] != (1, 32, 32, len(bands[column])):
-            raise ValueError(f"no patches in {column}, or of another shape: {shapes[column]}")
-    if not {*labels.tolist()} <= {*range(len(LCZ_CODES))}:
-        raise ValueError("labels that are no classes")
-    return Split(patches, rows, labels)
-
-
-# ┌─────────┐
-# │  Model  │
-# └─────────┘
+# ── Model ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def network(bands: int, classes: int) -> Any:
@@ -481,17 +445,14 @@ def create(name: str, bands: int, classes: int) -> Any:
         return network(bands, classes)
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # RuntimeError: of a torchvision for another PyTorch
-        advice = "pip install timm, and the torchvision that belongs to your torch"
-        raise TrainingError(f"--model {name}: timm can't be imported ({error}); {advice}") from error
-    try:
+
         model = timm.create_model(name, in_chans=bands, num_classes=classes)
         with torch.inference_mode():
             model.eval()(torch.zeros(1, bands, 32, 32)).reshape(1, classes)
-    except (AssertionError, *FOREIGN) as error:
-        reason = f"no model of timm that takes {bands} bands of 32 x 32 pixels"
-        raise TrainingError(f"--model {name}: {reason} ({error}); timm.list_models() has the names") from error
-    return model
+        return model
+    except (AssertionError, ImportError, *FOREIGN) as error:  # RuntimeError: also of a torchvision for another torch
+        names = "give cnn, or one of timm.list_models() that takes 32 x 32 pixels (pip install timm)"
+        raise TrainingError(f"--model {name}: {error}; {names}") from error
 
 
 def _device(name: str) -> Any:
@@ -507,17 +468,17 @@ def _device(name: str) -> Any:
         raise TrainingError(f"--device {name}: PyTorch has no such device here; try --device auto") from error
 
 
-def _predictor(model: Any, constants: Constants, device: Any) -> Predict:
+def _predictor(model: Any, constants: Constants) -> Predict:
     import torch
+
+    device = next(model.parameters()).device
 
     def predict(batch: Batch) -> Array:
         model.eval()
         rows, parts = len(batch[next(iter(constants))]), []
         with torch.inference_mode():
             for start in range(0, max(rows, 1), 256):
-                part = {
-                    column: torch.as_tensor(batch[column][start : start + 256], device=device) for column in constants
-                }
+                part = {name: torch.as_tensor(batch[name][start : start + 256], device=device) for name in constants}
                 parts.append(model(normalise(part, constants)).float().softmax(1).cpu().numpy())
         return np.concatenate(parts)
 
@@ -540,22 +501,22 @@ def load(path: str | Path, device: str = "auto") -> Predict:
     try:
         with safe_open(path, "pt") as file:
             about = {key: json.loads(text) for key, text in file.metadata().items()}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-        bands, constants = about["bands"], {key: np.array(rows, np.float32) for key, rows in about["constants"].items()}
-        model = create(about["model"], sum(map(len, bands.values())), len(about["classes"]))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        constants = {column: np.array(about["constants"][column], np.float32) for column in about["bands"]}
+        model = create(about["model"], sum(map(len, about["bands"].values())), len(about["classes"]))
         model.load_state_dict(weights)
     except (SafetensorError, *FOREIGN) as error:
         raise TrainingError(f"{path}: not a model that train.py wrote ({error})") from error
-    return _predictor(model.to(_device(device)), constants, _device(device))
+    return _predictor(model.to(_device(device)), constants)
 
 
 def save(path: Path, model: Any, about: Facts) -> None:
-    """Writes a model's weights, and in the file's metadata `about` as JSON by key, whole or not at all."""
-    from safetensors.torch import save
+    """Writes a model's weights, with `about` in the file's metadata, as JSON by key; whole or not at all."""
+    import safetensors.torch
 
     weights = {name: values.cpu().contiguous() for name, values in model.state_dict().items()}
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(save(weights, {key: json.dumps(value) for key, value in about.items()}))
+    new = path.with_name("new" + INCOMPLETE)
+    new.write_bytes(safetensors.torch.save(weights, {key: json.dumps(value) for key, value in about.items()}))
     new.replace(path)
 
 
@@ -563,25 +524,19 @@ def turned(x: Any, random: np.random.Generator) -> Any:
     """Every patch of a tensor (rows, bands, 32, 32) in one of the eight ways to see it from above, drawn for each."""
     import torch
 
-    for turn in (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3)):
+    turns: list[Callable[[Any], Any]] = [lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3)]
+    for turn in turns:
         drawn = torch.from_numpy(random.random((len(x), 1, 1, 1)) < 0.5).to(x.device)
         x = torch.where(drawn, turn(x), x)
     return x
 
 
-def fit(
-    model: Any, splits: Mapping[str, Split], repository: Repository, options: argparse.Namespace
-) -> tuple[Predict, Facts]:
-    """Trains a model. The one after the best epoch so far on validation is always on the disk.
-
-    Returns:
-        What the best one predicts, and which it is.
-    """
+def fit(model: Any, splits: Splits, facts: Facts, constants: Constants, options: Any) -> tuple[Predict, Facts]:
+    """Trains a model; the one after the best epoch so far is always on the disk. Returns that, and which it is."""
     import torch
 
-    device, constants, split = next(model.parameters()).device, repository.constants, splits["train"]
-    random, predict = np.random.default_rng(options.seed), _predictor(model, constants, device)
-    weight = None
+    split, random, weight = splits["train"], np.random.default_rng(options.seed), None
+    device, predict = next(model.parameters()).device, _predictor(model, constants)
     if options.balanced:
         patches = np.bincount(split.labels, minlength=len(LCZ_CODES)).clip(1)
         weight = torch.tensor(len(split.labels) / len(LCZ_CODES) / patches, dtype=torch.float32, device=device)
@@ -608,8 +563,7 @@ def fit(
         return float(torch.stack(losses).mean())
 
     path, chosen = options.output / (MODEL + INCOMPLETE), {"epoch": 0.0, "validation_average_accuracy": -1.0}
-    about = {"model": options.model, "bands": repository.bands, "classes": repository.facts["classes"]}
-    about |= {"constants": {column: rows.tolist() for column, rows in constants.items()}, "facts": repository.facts}
+    about = {**facts, "constants": {column: rows.tolist() for column, rows in constants.items()}}
     for epoch in range(1, options.epochs + 1):
         loss = train_once(f"epoch {epoch}")
         accuracy = average_accuracy(splits["validation"].labels, predicted(predict, splits["validation"]))
@@ -628,9 +582,7 @@ def predicted(predict: Predict, split: Split) -> Array:
     return np.concatenate([predict(batch).argmax(1) for batch in split.batches(256, "measuring")])
 
 
-# ┌──────────────┐
-# │  The report  │
-# └──────────────┘
+# ── The report ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def average_accuracy(labels: Array, predicted: Array) -> float:
@@ -697,19 +649,20 @@ def draw_confusion(measured: Facts, title: str, path: Path) -> None:
     patches = np.array(measured["confusion"])
     percent = 100 * patches / patches.sum(1, keepdims=True).clip(1)
     names = [f"{name} ({n:,})  {code}" for name, n, code in zip(measured["classes"], patches.sum(1), LCZ_CODES)]
-    axes = Figure(figsize=(9, 8), dpi=120, layout="constrained").subplots()
+    figure = Figure(figsize=(9, 8), dpi=120, layout="constrained")
+    axes = figure.subplots()
     display = ConfusionMatrixDisplay(percent, display_labels=LCZ_CODES)
     display.plot(ax=axes, cmap="Blues", values_format=".0f", colorbar=False, text_kw={"fontsize": 8})
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted LCZ, percent of the patches of a true class")
     axes.set_ylabel("true class (its test patches) and LCZ")
     axes.set_title(title, fontsize=11)
-    axes.figure.savefig(path, format="png")
+    for text in display.text_[patches == 0]:
+        text.set_text("")
+    figure.savefig(path, format="png", bbox_inches="tight")
 
 
-# ┌───────────────┐
-# │  The command  │
-# └───────────────┘
+# ── The command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -735,9 +688,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Trains a classifier of So2Sat LCZ42 patches. The epoch with the best average accuracy on validation\n"
-        "is kept, since classes are as unequal as 20 : 1; it is measured once, on test. Writes metrics.json,\n"
-        "confusion.png and model.safetensors.",
+        description="Trains a classifier of So2Sat LCZ42 patches. It keeps the epoch with the best average accuracy\n"
+        "over classes on validation, since classes are as unequal as 20 : 1, and measures that once, on test.\n"
+        "Writes model.safetensors, metrics.json and confusion.png.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -756,13 +709,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", metavar="ROWS", type=_number(int, 1), help=limit)
     add("--seed", metavar="S", type=_number(int, 0), default=0, help="of all that is drawn (default: 0)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps and so on (default: the fastest one here)")
-    add(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        default=Path("trained"),
-        help="new folder, or one of an earlier run (default: trained)",
-    )
+    output = "a new folder, or that of an earlier run, whose files it replaces at the end (default: trained)"
+    add("--output", metavar="DIR", type=Path, default=Path("trained"), help=output)
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -778,30 +726,26 @@ def _number(kind: Callable[[str], float], least: float) -> Callable[[str], float
 
 def _check_output(folder: Path) -> None:
     """Refuses a folder that holds anything but what an earlier run left."""
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if names <= {MODEL + INCOMPLETE}:
-        return
+    names = [path.name for path in folder.iterdir() if path.suffix != INCOMPLETE] if folder.exists() else []
     try:
-        if json.loads(folder.joinpath(METRICS).read_bytes())["writer"] == WRITER:
-            return
+        is_ours = not names or json.loads(folder.joinpath(METRICS).read_bytes())["writer"] == WRITER
     except (FileNotFoundError, *FOREIGN):
-        pass
-    raise TrainingError(
-        f"--output {folder} holds {min(names)}, and no metrics.json of an earlier run; give a new folder"
-    )
+        is_ours = False
+    if not is_ours:
+        raise TrainingError(f"--output {folder} holds what no earlier run wrote, as {min(names)}; give a new folder")
 
 
 def _run(options: argparse.Namespace) -> None:
     repository = open_repository(options.name, options.revision, options.config, options.sensors)
     _check_output(options.output)
+    facts, constants, _ = repository
     import torch
 
     torch.manual_seed(options.seed)
-    model = create(options.model, sum(map(len, repository.bands.values())), len(LCZ_CODES))
+    model = create(options.model, sum(map(len, facts["bands"].values())), len(LCZ_CODES))
     model.to(_device(options.device), memory_format=torch.channels_last)
     options.output.mkdir(parents=True, exist_ok=True)
     splits = load_splits(repository, options.limit, options.seed)
-    facts = repository.facts
     is_drawn = splits["validation"].patches is splits["train"].patches
     asked = ("model", "epochs", "batch_size", "lr", "weight_decay", "balanced", "limit", "seed")
     facts |= {
@@ -810,18 +754,17 @@ def _run(options: argparse.Namespace) -> None:
         "validation": "a tenth of train, drawn by the seed" if is_drawn else "its own split",
     }
     warning = "\nSYNTHETIC DATA: these figures say nothing about So2Sat" if facts["synthetic"] else ""
-    columns = ", ".join(facts["columns"])
+    columns = ", ".join(facts["bands"])
     print(f"{facts['name']}, config {facts['config']}: {columns}")
     counts = ", ".join(f"{name} {rows:,}" for name, rows in facts["rows"].items())
     print(f"patches: {counts}; validation is {facts['validation']}{warning}", flush=True)
 
     began = time.perf_counter()
-    predict, chosen = fit(model, splits, repository, options)
+    predict, chosen = fit(model, splits, facts, constants, options)
     seconds = time.perf_counter() - began
     measured = measure(splits["test"].labels, predicted(predict, splits["test"]), facts["classes"], options.seed)
-    print(
-        f"\nthe model of epoch {chosen['epoch']}, the best on validation, measured once, on test:\n\n{describe(measured)}\n"
-    )
+    print(f"\nthe model of epoch {chosen['epoch']}, the best on validation, measured once, on test:\n")
+    print(f"{describe(measured)}\n")
     title = f"{options.model} on {columns}: {measured['overall_accuracy']:.1%} of the test patches right{warning}"
     draw_confusion(measured, title, options.output / (PICTURE + INCOMPLETE))
     versions = {name: importlib.metadata.version(name) for name in ("datasets", "numpy", "scikit-learn", "torch")}
