@@ -217,8 +217,8 @@ def _constants_beside() -> dict[str, Array]:
     """Constants from the statistics.json of the repository that this file lies in."""
     configs = json.loads(Path(__file__).with_name("statistics.json").read_bytes())["configs"]
     bands: dict[str, Any] = {}
-    for splits in configs.values():
-        bands = {**splits.get("train", {}).get("bands", {}), **bands}  # the first config that has a column
+    for splits in configs.values():  # the first config that has a column, and its first split, which is train
+        bands = {**next(iter(splits.values()))["bands"], **bands}
     return scaling(bands)
 
 
