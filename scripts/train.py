@@ -203,9 +203,8 @@ def scaling(bands: Mapping[str, Any]) -> dict[str, Array]:
         if column == "sentinel1":
             limits = np.array([[band["percentiles"][key] for band in bands[column]] for key in ("0.1", "99.9")], float)
             limits[:, INTENSITIES] = limits[:, INTENSITIES].clip(1e-6)  # -60 dB, far below the noise of the sensor
-            low, high = limits.copy()
-            for limit in (low, high):
-                limit[INTENSITIES] = 10 * np.log10(limit[INTENSITIES])
+            low, high = decibels = limits.copy()
+            decibels[:, INTENSITIES] = 10 * np.log10(limits[:, INTENSITIES])
             rows = [*limits, (low + high) / 2, (high - low) / 4]  # limits become -2 and 2
         rows[-1] = np.where(rows[-1] > 0, rows[-1], 1)
         constants[column] = np.stack(rows).astype(np.float32)
@@ -292,7 +291,7 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
 
     Raises:
         OSError: It is not there.
-        TrainingError: It is not one that build.py made, lacks what is asked for, or has values in other units.
+        TrainingError: It is not one that build.py made, or lacks what is asked for.
     """
     folder, is_local = Path(name), Path(name, "manifest.json").exists()
     if not is_local and (folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)):
@@ -326,7 +325,6 @@ def _described(facts: Facts, manifest: Any, configs: Any, config: str | None, se
         raise TrainingError(f"{name}: {config or 'it'} lacks {lacking}; {found}")
     train = trainable[config]
     bands = {column: train["bands"][column] for column in wanted or COLUMNS if column in train["bands"]}
-    _check_units(name, bands)
     if len(train["patches_per_class"]) != len(LCZ_CODES):
         raise ValueError("other classes")
     shards: dict[str, dict[str, int]] = {split: {} for split in configs[config]}
@@ -340,20 +338,6 @@ def _described(facts: Facts, manifest: Any, configs: Any, config: str | None, se
         "classes": [*map(str, train["patches_per_class"])],
     }
     return facts, scaling(bands), shards
-
-
-def _check_units(name: str, bands: Mapping[str, Any]) -> None:
-    for column in bands:
-        if empty := [str(band["name"]) for band in bands[column] if band["percentiles"] is None]:
-            raise TrainingError(f"{name}: too few numbers in {', '.join(empty)} of {column}; choose other --sensors")
-    medians = {column: [band["percentiles"]["50"] for band in bands[column]] for column in bands}
-    if max(medians.get("sentinel2", [0])) > 1:  # reflectance; the official medians are near 0.12
-        wrong = "sentinel2 holds digital numbers, where reflectance is expected, a ten-thousandth of them"
-    elif min(medians.get("sentinel1", [0] * 8)[INTENSITIES]) < 0:
-        wrong = "sentinel1 holds decibels, where linear intensities are expected"
-    else:
-        return
-    raise TrainingError(f"{name}: {wrong}; build the repository anew from the official files")
 
 
 class Split(NamedTuple):
@@ -423,7 +407,7 @@ def _first_files(shards: Mapping[str, Mapping[str, int]], limit: int) -> dict[st
 
 
 def network(bands: int, classes: int) -> Any:
-    """A small convolutional network in PyTorch: patches of shape (rows, bands, 32, 32) to logits (rows, classes)."""
+    """A small convolutional network: tensors of patches, shape (rows, bands, 32, 32), to logits (rows, classes)."""
     from torch import nn
 
     layers: list[Any] = []
@@ -604,18 +588,16 @@ def measure(labels: Array, predicted: Array, names: Sequence[str], seed: int = 0
     from sklearn.metrics import classification_report, cohen_kappa_score, confusion_matrix
 
     classes, hits, random = np.arange(len(names)), labels == predicted, np.random.default_rng(seed)
-    by_class = classification_report(
-        labels, predicted, labels=classes, target_names=names, output_dict=True, zero_division=np.nan
-    )
+    options = {"labels": classes, "target_names": names, "output_dict": True, "zero_division": np.nan}
+    report = classification_report(labels, predicted, **options)
+    by_class = {name: {key: None if np.isnan(x) else x for key, x in report[name].items()} for name in names}
     is_one_class = len(np.union1d(labels, predicted)) == 1
     return {
         "overall_accuracy": float(hits.mean()),
         "interval": np.percentile([random.choice(hits, len(hits)).mean() for _ in range(1000)], (2.5, 97.5)).tolist(),
         "average_accuracy": average_accuracy(labels, predicted),
         "kappa": None if is_one_class else float(cohen_kappa_score(labels, predicted)),
-        "classes": {
-            name: {key: None if np.isnan(value) else value for key, value in by_class[name].items()} for name in names
-        },
+        "classes": by_class,
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
 
@@ -654,9 +636,8 @@ def draw_confusion(measured: Facts, title: str, path: Path) -> None:
     display = ConfusionMatrixDisplay(percent, display_labels=LCZ_CODES)
     display.plot(ax=axes, cmap="Blues", values_format=".0f", colorbar=False, text_kw={"fontsize": 8})
     axes.set_yticks(range(len(names)), names)
+    axes.set(title=title, ylabel="true class (its test patches) and LCZ")
     axes.set_xlabel("predicted LCZ, percent of the patches of a true class")
-    axes.set_ylabel("true class (its test patches) and LCZ")
-    axes.set_title(title, fontsize=11)
     for text in display.text_[patches == 0]:
         text.set_text("")
     figure.savefig(path, format="png", bbox_inches="tight")

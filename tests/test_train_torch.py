@@ -70,14 +70,10 @@ def workers(method: str) -> dict[str, Any]:
 WAYS: dict[str, Callable[[train.Patches], DataLoader[Any]]] = {
     "without collate": lambda patches: loader(patches),
     "with collate": lambda patches: loader(patches, collate_fn=patches.collate),
-    "of a subset": lambda patches: loader(Subset(patches, range(128)), collate_fn=patches.collate),
     "of two datasets": lambda patches: loader(
         ConcatDataset([Subset(patches, range(64)), Subset(patches, range(64, 128))]), collate_fn=patches.collate
     ),
     "with a batch sampler": lambda patches: DataLoader(
-        patches, sampler=BatchSampler(RandomSampler(patches), 50, drop_last=False), batch_size=None
-    ),
-    "with a batch sampler and collate": lambda patches: DataLoader(
         patches,
         sampler=BatchSampler(RandomSampler(patches), 50, drop_last=False),
         batch_size=None,
