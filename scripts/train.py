@@ -372,11 +372,7 @@ def load_splits(repository: Repository, limit: int | None, seed: int) -> Splits:
     try:
         loaded = datasets.load_dataset(name, facts["config"], revision=facts["revision"], **files)
         for split, dataset in loaded.items():
-            rows = np.arange(len(dataset))
-            if limit and limit < len(rows):
-                rows = np.sort(random.choice(rows, limit, replace=False))
-                if "image" in constants:  # decode no others
-                    dataset, rows = dataset.select(rows), np.arange(limit)
+            rows = np.sort(random.permutation(len(dataset))[:limit])
             patches, labels = Patches(dataset, [*constants, "label"]), Patches(dataset, ["label"])[rows]["label"]
             shape = normalise(patches[:1], constants).shape
             if shape != expected or len(np.bincount(labels, minlength=len(LCZ_CODES))) > len(LCZ_CODES):
@@ -719,9 +715,9 @@ def _check_output(folder: Path) -> None:
 def _run(options: argparse.Namespace) -> None:
     repository = open_repository(options.name, options.revision, options.config, options.sensors)
     _check_output(options.output)
-    facts, constants, _ = repository
     import torch
 
+    facts, constants, _ = repository
     torch.manual_seed(options.seed)
     model = create(options.model, sum(map(len, facts["bands"].values())), len(LCZ_CODES))
     model.to(_device(options.device), memory_format=torch.channels_last)
