@@ -117,7 +117,7 @@ class Patches:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Gives pickle what the patches are made of."""
-        return Patches, self._source
+        return type(self), self._source
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -431,7 +431,7 @@ def create(name: str, bands: int, classes: int) -> Any:
             model.eval()(torch.zeros(1, bands, 32, 32)).reshape(1, classes)
         return model
     except (AssertionError, ImportError, *FOREIGN) as error:  # RuntimeError: also of a torchvision for another torch
-        names = "give cnn, or one of timm.list_models() that takes 32 x 32 pixels (pip install timm)"
+        names = "give cnn, or install timm and torchvision, and give one of timm.list_models() for 32 x 32 pixels"
         raise TrainingError(f"--model {name}: {error}; {names}") from error
 
 

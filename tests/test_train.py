@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import itertools
 import json
@@ -171,7 +172,10 @@ def test_without_a_validation_split_a_tenth_of_train_takes_its_place(limit: int 
 
     rows = limit or 23
     assert len(drawn(0)["validation"]) == np.ceil(rows / 10)
-    assert sorted(drawn(0)["train"] + drawn(0)["validation"]) == [*range(rows)]
+    both = drawn(0)["train"] + drawn(0)["validation"]
+    assert len(both) == rows
+    assert {*both} <= {*range(23)}
+    assert len({*both}) == rows
     assert drawn(0) == drawn(0)
     assert len({str(drawn(seed)["validation"]) for seed in range(5)}) > 1
 
@@ -236,8 +240,8 @@ def test_statistics_with_any_part_replaced_are_refused_or_serve(damaged: Path) -
         splits["train"]["bands"] = bands
         path.write_text(json.dumps(content), encoding="utf-8")
         try:
-            values = loaded(damaged, limit=2)["train"].patches[:1]
-            outcomes.append(train.normalise(values, opened(damaged)[1]).shape == (1, 10, 32, 32))
+            values = loaded(damaged, "all", limit=20)["train"].patches[:1]
+            outcomes.append(train.normalise(values, opened(damaged, "all")[1]).shape == (1, 10, 32, 32))
         except train.TrainingError as error:
             outcomes.append(str(damaged) in str(error))
     assert all(outcomes)
@@ -277,6 +281,17 @@ def test_inputs_of_a_patch_and_of_one_sensor_are_those_of_the_batch(
     patch, constants = {name: values[3] for name, values in batch.items()}, opened(full_repository)[1]
     np.testing.assert_array_equal(train.normalise(patch, constants), inputs()[3])
     np.testing.assert_array_equal(train.normalise({"sentinel2": patch["sentinel2"]}, constants), inputs()[3, 8:])
+
+
+def test_the_copy_in_a_repository_takes_the_constants_from_there(
+    full_repository: Path, batch: train.Batch, inputs: Inputs
+) -> None:
+    spec = importlib.util.spec_from_file_location("shipped", full_repository / "train.py")
+    assert spec
+    assert spec.loader
+    shipped = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shipped)
+    np.testing.assert_array_equal(shipped.normalise(batch), inputs())
 
 
 @pytest.mark.parametrize(("sensors", "tolerance"), [("sentinel2", 1e-4), ("rgb", 0.02)])  # JPEG changes a little
