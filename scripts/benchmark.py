@@ -464,12 +464,14 @@ def summary(rounds: Sequence[Figures]) -> dict[str, list[float]]:
 def readme_table(cases: Mapping[str, Measured]) -> str:
     """The README's table in Markdown, of what was measured: a case a row, about its first contender."""
     lines = ["| what | patches/s | in comparison |", "|---|---:|---|"]
-    for name, measured in cases.items():
-        rates = {one: measured[one]["rate"][0] for one in CASES[name].contenders if one in measured}
+    for name, case in CASES.items():
+        if name not in cases:
+            continue
+        rates = {one: cases[name][one]["rate"][0] for one in case.contenders if one in cases[name]}
         first, *others = rates
         ratios = {other: rates[first] / rates[other] for other in others}
         told = ", ".join(f"{ratio:.{2 if ratio < 10 else 0}f} × {other}" for other, ratio in ratios.items())
-        lines.append(f"| {CASES[name].text} | {rates[first]:,.0f} | {told} |")
+        lines.append(f"| {case.text} | {rates[first]:,.0f} | {told} |")
     return "\n".join(lines) + "\n"
 
 
