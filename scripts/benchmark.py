@@ -22,8 +22,6 @@ import json
 import math
 import os
 import platform
-import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -52,8 +50,8 @@ PACKAGES = ("datasets", "pyarrow", "numpy", "h5py", "pillow", "torch", "tensorfl
 Batch = dict[str, Any]  # arrays or tensors by column
 Batches = Callable[[int], Iterator[Batch]]  # the batches of an epoch, given its number
 Work = Callable[[], object]
-Figures = dict[str, Any]
-Measured = Mapping[str, Mapping[str, Sequence[float]]]  # median, least and most, by contender and figure
+Figures = dict[str, float]
+Measured = dict[str, dict[str, list[float]]]  # "rate" of every contender: median, least and most
 
 # ┌──────────────────┐
 # │  HDF5 → Parquet  │
@@ -360,7 +358,7 @@ def compared(batches: Batches) -> Figures:
             same = found.dtype == right.dtype and found.tobytes() == right.tobytes()
         if not same:
             raise ValueError(f"{name} of the first batch is not that of its rows in the source")
-    return {"seconds": math.nan}
+    return {}
 
 
 MEASURES: Any = {"work": timed_work, "once": timed_once, "epochs": timed_epochs, "compared": compared}
@@ -370,8 +368,6 @@ def contend(call: str) -> None:
     """Runs a contender in this process and prints its figures as the last line: what `in_own_process` asks for."""
     function, arguments, measure = json.loads(call)
     figures = MEASURES[measure](globals()[function](**arguments))
-    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    figures["memory"] = max(peaks) * (1 if sys.platform == "darwin" else 1024) / 1e6
     print(f"\n{json.dumps(figures)}", flush=True)
     if measure == "compared":
         os._exit(0)  # Python can hang at its end after a stream that was left (apache/arrow#45214)
@@ -416,7 +412,6 @@ class Bench(NamedTuple):
 
     folder: Path
     url: str  # of the folder
-    rows: int  # of the source
     tfds: str | None  # interpreter for TensorFlow Datasets
 
     def contenders(self, case: str) -> dict[str, Contender[Any]]:
@@ -426,7 +421,7 @@ class Bench(NamedTuple):
         return {name: one for name, one in CASES[case].contenders.items() if one.func not in absent}
 
     def run(self, contender: Contender[Any], measure: str) -> Figures:
-        """Runs a contender; gives rows a second and memory."""
+        """Runs a contender."""
         python = self.tfds if self.tfds and contender.func in (build_tfds, tfds_records) else sys.executable
         if "url" in contender.keywords:
             contender = Contender(contender, url=self.url)
@@ -434,8 +429,7 @@ class Bench(NamedTuple):
             shutil.rmtree(self.folder / "output", ignore_errors=True)
             (self.folder / "output").mkdir()
             os.sync()  # what others wrote is on the disk
-        figures = in_own_process(contender, measure, self.folder, python)
-        return {"rate": figures.get("rows", self.rows) / figures["seconds"], "memory": figures["memory"]}
+        return in_own_process(contender, measure, self.folder, python)
 
     def compare(self, contender: Contender[Any], measure: str) -> None:
         """Compares the first rows that a contender gives, or writes, with those of the source.
@@ -454,11 +448,9 @@ class Bench(NamedTuple):
 # └─────────────┘
 
 
-def summary(rounds: Sequence[Figures]) -> dict[str, list[float]]:
-    """Median, least and most of every figure, with four digits."""
-    spreads = {name: [figures[name] for figures in rounds] for name in rounds[0]}
-    medians = {name: (np.median(values), min(values), max(values)) for name, values in spreads.items()}
-    return {name: [float(f"{value:.4g}") for value in values] for name, values in medians.items()}
+def spread(rates: Sequence[float]) -> dict[str, list[float]]:
+    """Median, least and most, with four digits."""
+    return {"rate": [float(f"{value:.4g}") for value in (np.median(rates), min(rates), max(rates))]}
 
 
 def readme_table(cases: Mapping[str, Measured]) -> str:
@@ -475,22 +467,16 @@ def readme_table(cases: Mapping[str, Measured]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_json(facts: Mapping[str, Any], cases: Mapping[str, Measured]) -> str:
-    """JSON with the figures of a contender in a line."""
-    text = json.dumps({**facts, "cases": cases}, indent=1, ensure_ascii=False)
-    return re.sub(r"\n {4,}|\n {3}(?=})", " ", text) + "\n"
-
-
-def about(rows: int, rounds: int, tfds: str | None) -> dict[str, Any]:
+def about(options: argparse.Namespace) -> dict[str, Any]:
     """Date, machine, versions and size of a run."""
     versions = {"python": platform.python_version()}
     code = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
-    for python in filter(None, (tfds, sys.executable)):
+    for python in filter(None, (options.tfds, sys.executable)):
         found = json.loads(subprocess.check_output([python, "-c", code]))
         versions |= {name: found[name] for name in PACKAGES if name in found}
     machine = f"{os.cpu_count()} × {platform.machine()}, {platform.system()}"
     facts = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "versions": versions}
-    return {**facts, "rows": rows, "rounds": rounds, "figures": "median, least, most: rate in rows/s, memory in MB"}
+    return {**facts, "rows": options.rows, "rounds": options.rounds, "rate": "median, least, most, in rows/s"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -500,8 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "Measures this project against other ways to do the same, on synthetic data. First it compares the first rows"
         " that each gives with the source. Then they take turns, each in a process of its own. Figures are medians over"
-        " the rounds. What is read lies in the page cache; what was written is on the disk before the next one starts."
-        " Memory is what the largest process holds at most, mapped files included, and never less than this script's.",
+        " the rounds. What is read lies in the page cache; what was written is on the disk before the next one starts.",
         "  python scripts/benchmark.py\n"
         "  python scripts/benchmark.py --only shuffled-all keys --rows 1024\n"
         "  python scripts/benchmark.py --tfds .venv/tfds/bin/python --json build/benchmark.json\n\ncases:\n"
@@ -511,24 +496,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=least, default=8192, metavar="N", help="training rows (default: %(default)s)")
     parser.add_argument("--rounds", type=command.number(1), default=3, metavar="N", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES], metavar="CASE", help="see below")
-    parser.add_argument(
-        "--tfds",
-        type=os.path.abspath,
-        metavar="PYTHON",
-        help="interpreter with tensorflow-datasets 4.9.10, else without it",
-    )
+    parser.add_argument("--tfds", type=os.path.abspath, metavar="PYTHON", help="one with tensorflow-datasets 4.9.10")
     parser.add_argument("--json", type=Path, metavar="FILE", help="for medians and spreads")
     return command.run(_run, parser, argv)
 
 
 def _run(options: argparse.Namespace) -> None:
-    facts = about(options.rows, options.rounds, options.tfds)
+    facts = about(options)
     FOLDER.mkdir(parents=True, exist_ok=True)
     if options.json:
         options.json.open("a").close()  # an error now, not after a quarter of an hour
     results: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory(dir=FOLDER, ignore_cleanup_errors=True) as name:
-        bench = Bench(Path(name), serve(Path(name)), options.rows + VALIDATION, options.tfds)
+        bench = Bench(Path(name), serve(Path(name)), options.tfds)
         bench.run(Contender(make_inputs, rows=options.rows), "work")
         if options.tfds:
             bench.run(Contender(build_tfds, output="tfds", config="all"), "work")
@@ -536,13 +516,15 @@ def _run(options: argparse.Namespace) -> None:
         for one, case in tqdm.tqdm(pairs, "comparing", disable=None, leave=False):
             bench.compare(one, CASES[case].measure)
         for case in options.only:
+            rates: dict[str, list[float]] = {name: [] for name in bench.contenders(case)}
             turns = [*bench.contenders(case).items()] * options.rounds
-            rounds: dict[str, list[Figures]] = {name: [] for name, _ in turns}
             for contender, one in tqdm.tqdm(turns, case, disable=None, leave=False):
-                rounds[contender].append(bench.run(one, CASES[case].measure))
-            results[case] = {contender: summary(figures) for contender, figures in rounds.items()}
+                figures = bench.run(one, CASES[case].measure)
+                rates[contender].append(figures.get("rows", options.rows + VALIDATION) / figures["seconds"])
+            results[case] = {contender: spread(values) for contender, values in rates.items()}
             if options.json:
-                options.json.write_text(to_json(facts, results), encoding="utf-8")
+                text = json.dumps({**facts, "cases": results}, indent=1, ensure_ascii=False)
+                options.json.write_text(f"{text}\n", encoding="utf-8")
     print(readme_table(results))
 
 
