@@ -23,6 +23,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -386,11 +387,18 @@ def in_own_process(contender: Contender[Any], measure: str, folder: Path, python
     scripts, home = Path(__file__).parent, {"HF_HOME": f"{folder / 'cache'}", "TMPDIR": f"{folder}"}
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     environment = {**os.environ, **home, **quiet, "PYTHONPATH": f"{scripts}{os.pathsep}{scripts.parent}"}
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # workers too
+            process.wait()
+            raise
     if process.returncode:
-        reason = (process.stderr.strip().splitlines() or [f"ended with {process.returncode}"])[-1][:500]
+        reason = (err.strip().splitlines() or [f"ended with {process.returncode}"])[-1][:500]
         raise CommandError(f"{contender.func.__name__} {contender.keywords}: {reason}")
-    figures: Figures = json.loads(process.stdout.splitlines()[-1])
+    figures: Figures = json.loads(out.splitlines()[-1])
     return figures
 
 

@@ -146,13 +146,12 @@ def test_the_server_gives_ranges_and_takes_its_time(tmp_path: Path) -> None:
 def test_ctrl_c_ends_what_was_started_and_leaves_nothing(tmp_path: Path) -> None:
     code = "import pathlib, sys, benchmark; benchmark.FOLDER = pathlib.Path(sys.argv[1]); sys.exit(benchmark.main([]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with hearing(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with hearing([sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.PIPE) as process:
         while not [*tmp_path.glob("*/source/*")]:
             assert process.poll() is None
             time.sleep(0.05)
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, check=True).stdout.split()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.split() == [b"interrupted"]
