@@ -36,7 +36,7 @@ SIGNATURE = "5167a7e5"  # in the addresses of the storage, which nobody else mus
 DATE = "2025-11-25T00:00:00.000Z"
 
 
-# ── What a repository is ─────────────────────────────────────────────────────────────────────────────────────────────
+# What a repository is
 
 
 class Entry(NamedTuple):
@@ -152,7 +152,7 @@ class Repository:
         return {path: self.contents[tree[path].sha256 or tree[path].oid] for path in sorted(tree)}
 
 
-# ── What happens ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# What happens
 
 
 # What a token may do, besides reading what is public: "write" is a member of every organisation.
@@ -227,7 +227,7 @@ class Call:
         return repository, repository.at(self.groups.get("revision") or "main")
 
 
-# ── What is asked before an upload ───────────────────────────────────────────────────────────────────────────────────
+# What is asked before an upload
 
 
 def auth_check(call: Call) -> Answer:
@@ -252,7 +252,7 @@ def create(call: Call) -> Answer:
     return told({"url": url, "name": name, "id": name})
 
 
-# ── What is where ────────────────────────────────────────────────────────────────────────────────────────────────────
+# What is where
 
 
 def info(call: Call) -> Answer:
@@ -455,7 +455,7 @@ def not_offered(call: Call) -> Answer:
     raise Refusal(404, "not here")
 
 
-# ── Downloads ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Downloads
 
 
 def ranged(call: Call, content: bytes, headers: dict[str, str]) -> Answer:
@@ -527,7 +527,7 @@ ROUTES: Sequence[tuple[str, str, str, Handler]] = [
 STAGES = [stage for _, _, stage, _ in ROUTES]
 
 
-# ── The server ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# The server
 
 
 class Hub(http.server.ThreadingHTTPServer):
