@@ -42,8 +42,16 @@ assets: demo
 clean:
 	rm -rf build .venv
 
+# The environment stays with the Python that made it.
+.PHONY: python
+python:
+ifneq ($(origin PYTHON),file)
+	@test ! -e $(BIN)/python || test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || \
+		{ echo "error: .venv has $$($(BIN)/python -V); leave PYTHON= out, or make clean before $(PYTHON)" >&2; exit 1; }
+endif
+
 # The stamps are made anew when the requirements change.
-.venv/demo: pyproject.toml
+.venv/demo: pyproject.toml | python
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable '.[scripts]'
@@ -55,18 +63,18 @@ clean:
 
 # An environment of a user of the loading script: this version of datasets, h5py, pillow, and nothing of ours.
 .venv/datasets-%/ready: Makefile | .venv/demo
-	$(PYTHON) -m venv --clear $(@D)
+	$(BIN)/python -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check datasets==$* h5py pillow
 	touch $@
 
 .venv/train/ready: pyproject.toml | .venv/demo
-	$(PYTHON) -m venv --clear $(@D)
+	$(BIN)/python -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat \
 		--editable '.[scripts,http,test,train]' '$(TORCH)' lightning uv
 	touch $@
 
 .venv/tfds/ready: Makefile | .venv/demo
-	$(PYTHON) -m venv --clear $(@D)
+	$(BIN)/python -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check tensorflow-cpu tensorflow-datasets==4.9.10 \
 		importlib_resources h5py
 	touch $@

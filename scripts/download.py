@@ -99,7 +99,9 @@ def download(folder: Path, edition: int = 2, splits: Sequence[str] | None = None
     _say(f"{folder}: edition {edition}, {len(selected)} files, {size:,} bytes, all verified")
 
 
-# Which files
+# ┌───────────────┐
+# │  Which files  │
+# └───────────────┘
 
 
 def _select(
@@ -140,7 +142,9 @@ def _servers(edition: int) -> dict[str, dict[str, facts.SourceFile]]:
     return found
 
 
-# What is there
+# ┌─────────────────┐
+# │  What is there  │
+# └─────────────────┘
 
 
 class Damaged(Exception):
@@ -206,7 +210,9 @@ def _finish(folder: Path, name: str, file: facts.SourceFile, how: str) -> None:
     _say(f"{name}: {how}, {(folder / name).stat().st_size:,} bytes, {sums}")
 
 
-# How a file is fetched
+# ┌─────────────────────────┐
+# │  How a file is fetched  │
+# └─────────────────────────┘
 
 
 class Remote(NamedTuple):
@@ -284,7 +290,9 @@ def _unpack(name: str, packed: Path, unpacked: Path, size: int | None) -> None:
             raise Damaged(f"is no intact gzip ({error})") from error
 
 
-# What servers do
+# ┌───────────────────┐
+# │  What servers do  │
+# └───────────────────┘
 
 
 class ServerError(Exception):
@@ -430,7 +438,9 @@ def _host(url: str) -> str:
     return urlsplit(constants.ENDPOINT if url.startswith("hf:") else url).hostname or "the Hub"
 
 
-# What is shown
+# ┌─────────────────┐
+# │  What is shown  │
+# └─────────────────┘
 
 
 def _say(text: str) -> None:

@@ -87,9 +87,7 @@ def assert_like_numpy(found: dict[str, Any], values: Floats, step: int = 2) -> N
         assert finite.min() <= found["percentiles"][name] <= finite.max()
 
 
-# ┌──────────┐
-# │  Values  │
-# └──────────┘
+# ── Values ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("make", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS.keys())
@@ -127,9 +125,7 @@ def test_negative_zero_is_zero(step: int) -> None:
     assert set(numbers) == {0.0}
 
 
-# ┌──────────────┐
-# │  Not finite  │
-# └──────────────┘
+# ── Not finite ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -165,9 +161,7 @@ def test_no_rows() -> None:
     assert [(band["count"], band["nonfinite"], band["mean"]) for band in found] == [(0, 0, None)] * 2
 
 
-# ┌─────────┐
-# │  uint8  │
-# └─────────┘
+# ── uint8 ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_pixels_have_exact_percentiles() -> None:
@@ -182,9 +176,7 @@ def test_pixels_have_exact_percentiles() -> None:
         ]
 
 
-# ┌───────────┐
-# │  Merging  │
-# └───────────┘
+# ── Merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def assert_same_but_for_rounding(found: BandStatistics, expected: BandStatistics) -> None:
@@ -257,9 +249,7 @@ def test_other_blocks_are_refused(block: npt.NDArray[Any]) -> None:
         BandStatistics(NAMES).add(block, 0)
 
 
-# ┌───────────┐
-# │  Batches  │
-# └───────────┘
+# ── Batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def batch_of(config: str, source_folder: Path, start: int, stop: int, image_format: str = "jpeg") -> pa.RecordBatch:

@@ -44,7 +44,7 @@ from publishing.command import CommandError
 from publishing.configs import Limits
 from publishing.shards import Shard
 
-# ── Any part ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Any part ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 PARTS = {
     "edition 2": so2sat.SOURCE_FILES,

@@ -183,7 +183,7 @@ def error_of(capsys: Any) -> str:
     return error
 
 
-# What is fetched
+# ── What is fetched ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_all_files_of_an_edition_arrive_as_published(site: Site, data: Path) -> None:
@@ -248,7 +248,7 @@ def test_an_edition_that_is_unknown_or_on_an_unknown_server_is_an_error_in_one_l
             download.download(data, edition)
 
 
-# Bad lines
+# ── Bad lines ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("attempts", [ATTEMPTS, 1], ids=["one run", "as many runs"])
@@ -322,7 +322,7 @@ def test_a_file_that_changes_in_the_middle_arrives_with_the_next_run(site: Site,
     assert visible(data)[NAME] == TRAINING
 
 
-# What servers answer
+# ── What servers answer ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_requests_to_the_hub_are_huggingface_hubs_and_have_the_token(
@@ -461,7 +461,7 @@ def test_a_file_without_the_published_size_is_not_fetched(ftp: Site, data: Path,
     assert ftp.line.transfers == 0
 
 
-# Wrong bytes
+# ── Wrong bytes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("sums", [{}, {"sha256": None}, {"sha256": None, "bytes": None}])
@@ -514,7 +514,7 @@ def test_a_file_without_published_sums_must_have_the_sum_that_the_hub_tells(gzip
     assert run(gzipped, data) == 0
 
 
-# The folder
+# ── The folder ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_was_verified_is_not_fetched_nor_asked_for_nor_read_again(site: Site, data: Path) -> None:
@@ -637,7 +637,7 @@ def test_a_run_that_was_ended_is_gone_on_with(
     assert site.line.sent == size - kept
 
 
-# What users see
+# ── What users see ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_without_a_terminal_progress_is_told_in_lines(site: Site, data: Path, capsys: Any, monkeypatch: Any) -> None:
