@@ -1,7 +1,7 @@
 """Trains a classifier of So2Sat LCZ42 patches, measures it once on the test split and draws its confusion matrix.
 
 One file that needs nothing but the packages below. It reads a repository that the project's build.py made: a folder, or
-one on the Hugging Face Hub. `Patches` serves those who write their own loop.
+one on the Hugging Face Hub. For a loop of your own import `Patches`, `normalise`, `as_evaluated` and `load`.
 """
 
 # /// script
@@ -12,7 +12,9 @@ one on the Hugging Face Hub. `Patches` serves those who write their own loop.
 #     "matplotlib",
 #     "numpy",
 #     "pillow",
+#     "safetensors",
 #     "scikit-learn",
+#     "timm",
 #     "torch",
 #     "tqdm",
 # ]
@@ -33,9 +35,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -45,37 +46,37 @@ from tqdm import tqdm
 
 EXAMPLES = """\
 examples:
-  python train.py ORG/so2sat
-  python train.py ORG/so2sat --sensors rgb --epochs 30 --device cuda
-  python train.py build/so2sat --model statistics
-  python train.py ORG/so2sat --config all_random --sensors sentinel2 --limit 10000
   uv run train.py ORG/so2sat    # brings the packages that it needs
+  python train.py ORG/so2sat --limit 5000
+  python train.py ORG/so2sat --sensors rgb --model resnet18 --epochs 30 --device cuda
+  python train.py build/so2sat --config all_random --sensors sentinel2 --balanced
 """
 
-SENSORS = {
-    "rgb": ("image",),
-    "sentinel1": ("sentinel1",),
-    "sentinel2": ("sentinel2",),
-    "both": ("sentinel1", "sentinel2"),
-}
-LCZ_CODES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "A", "B", "C", "D", "E", "F", "G")
+BOTH = ("sentinel1", "sentinel2")
+SENSORS = {"rgb": ("image",), "sentinel1": BOTH[:1], "sentinel2": BOTH[1:], "both": BOTH}
+COLUMNS = ("image", *BOTH)  # in the order of a model's bands
 INTENSITIES = slice(4, 6)  # VH and VV intensity among the bands of Sentinel-1
+LCZ_CODES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "A", "B", "C", "D", "E", "F", "G")
+MODEL, METRICS, PICTURE = "model.safetensors", "metrics.json", "confusion.png"
+INCOMPLETE = ".incomplete"  # ends the name of the best model so far
+WRITER = "train.py of So2Sat LCZ42"
+# What reading raises where something else was written than build.py or this file write.
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 Array = npt.NDArray[Any]
-Batch = dict[str, Any]  # arrays or tensors by column
-Bands = dict[str, list[dict[str, Any]]]  # what statistics.json has of every band of the training split, by column
+Batch = Mapping[str, Any]  # arrays or tensors by column
+Constants = Mapping[str, Array]  # what `scaling` gives
 Facts = dict[str, Any]  # as metrics.json and the model's file have them
+Repository = tuple[Facts, dict[str, Array], dict[str, dict[str, int]]]  # the latter: rows of every file, by split
 Splits = dict[str, "Split"]  # train, validation and test
-Predict = Callable[["Split"], Array]  # gives class indices, shape (rows,)
+Predict = Callable[[Batch], Array]  # gives probabilities, shape (rows, 17)
 
 
 class TrainingError(Exception):
     """Something the user can put right. The message is one line that says what is wrong and what to do."""
 
 
-# ┌───────────┐
-# │  Patches  │
-# └───────────┘
+# ── Patches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Patches:
@@ -88,10 +89,13 @@ class Patches:
         train = Patches(load_dataset("so2sat", "all", split="train"), ["sentinel2", "label"])
         batch = train[[3, 1, 2]]
         DataLoader(train, batch_size=64, shuffle=True, collate_fn=train.collate)  # slower without collate_fn
+
+    What another process gets is the dataset and the columns: it maps the same files, and decodes images again.
     """
 
     def __init__(self, dataset: datasets.Dataset, columns: Sequence[str]) -> None:
         """Maps columns of a dataset: images, sensors and labels. Images are decoded, here and only once."""
+        self._source = (dataset, tuple(columns))
         self._rows = np.arange(len(dataset))
         tables = dataset.with_format("arrow", columns=list(columns)).iter(1024)
         blocks = [block for table in tables for block in table.to_batches()]
@@ -100,20 +104,26 @@ class Patches:
         self._views: dict[str, list[Array]] = {}  # of every block, or one of the whole column; shape (rows, values)
         self._shapes: dict[str, tuple[int, ...]] = {}  # of their rows
         for name in columns:
-            if isinstance(dataset.features[name], datasets.Image):
+            feature = dataset.features[name]
+            if isinstance(feature, datasets.Image):
                 views = [_decoded((block[name] for block in blocks), len(dataset))]
             else:
-                views = [block[name].to_numpy(zero_copy_only=False) for block in blocks]
+                none = np.empty((0, *getattr(feature, "shape", ())), feature.dtype)
+                views = [block[name].to_numpy(zero_copy_only=False) for block in blocks] or [none]
             if views[0].ndim == 1:
                 views = [np.concatenate(views)]
-            self._views[name] = [view.reshape(len(view), -1) for view in views]
-            self._shapes[name] = views[0].shape[1:]
+            shape = self._shapes[name] = views[0].shape[1:]
+            self._views[name] = [view.reshape(len(view), math.prod(shape)) for view in views]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Gives pickle what the patches are made of."""
+        return type(self), self._source
 
     def __len__(self) -> int:
         """Number of patches."""
         return len(self._rows)
 
-    def __getitem__(self, indices: Any) -> Batch:
+    def __getitem__(self, indices: Any) -> dict[str, Any]:
         """Gives a patch or a batch.
 
         Raises:
@@ -124,47 +134,40 @@ class Patches:
             raise IndexError("patches take one index: an integer, a slice, a list, an array of integers or a mask")
         if rows.ndim == 0:
             return {name: values[0] for name, values in self[rows[None]].items()}
-        return {name: self._gathered(name, rows) for name in self._views}
-
-    def _gathered(self, name: str, rows: Array) -> Array:
-        views = self._views[name]
-        if len(views) == 1 or not len(rows):
-            values = views[0][rows]
-        else:
-            blocks = np.searchsorted(self._stops, rows, side="right")
-            places = zip(blocks.tolist(), (rows - self._starts[blocks]).tolist())
-            values = np.concatenate([views[block][row] for block, row in places])
-        return values.reshape(len(rows), *self._shapes[name])
+        blocks = np.searchsorted(self._stops, rows, side="right")
+        places = [*zip(blocks.tolist(), (rows - self._starts[blocks]).tolist())] if len(rows) else []
+        batch = {}
+        for name, views in self._views.items():
+            if len(views) == 1 or not places:
+                values = views[0][rows]
+            else:
+                values = np.concatenate([views[block][row] for block, row in places])
+            batch[name] = values.reshape(len(rows), *self._shapes[name])
+        return batch
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
-        """Gives what PyTorch's DataLoader asks for: the rows of a batch, as tensors."""
-        import torch
-
-        return Rows({name: torch.from_numpy(values) for name, values in self[indices].items()})
+        """Gives what PyTorch's DataLoader asks for: a list of patches."""
+        batch = self[indices]
+        rows = Rows(dict(zip(batch, row)) for row in zip(*batch.values()))
+        rows.batch = batch
+        return rows
 
     @staticmethod
-    def collate(rows: Rows) -> Batch:
-        """Gives a DataLoader the batch that its rows are views of, without another copy."""
-        return rows.batch
+    def collate(rows: Any) -> dict[str, Any]:
+        """Makes tensors of what a DataLoader collects: a batch, a patch or a list of patches."""
+        import torch
+
+        if isinstance(rows, Rows):
+            rows = rows.batch
+        elif not isinstance(rows, dict):
+            rows = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: torch.as_tensor(values) for name, values in rows.items()}
 
 
-@dataclass
-class Rows(Sequence[Batch]):
-    """A batch of tensors as a sequence of rows, which are made only if somebody looks at them."""
+class Rows(list[dict[str, Any]]):
+    """Patches that are views of a batch, and the batch, which spares `collate` another copy."""
 
-    batch: Batch
-
-    @functools.cached_property
-    def _rows(self) -> list[Batch]:
-        return [dict(zip(self.batch, row)) for row in zip(*(values.unbind() for values in self.batch.values()))]
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Gives a row."""
-        return self._rows[index]
+    batch: dict[str, Array]
 
 
 def _decoded(blocks: Iterator[Any], rows: int) -> Array:
@@ -178,20 +181,117 @@ def _decoded(blocks: Iterator[Any], rows: int) -> Array:
     return result
 
 
-# ┌────────────┐
-# │  The data  │
-# └────────────┘
+# ── Inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_repository(name: str, revision: str | None, config: str | None, sensors: str | None) -> tuple[Facts, Bands]:
+def scaling(bands: Mapping[str, Any]) -> dict[str, Array]:
+    """Makes the constants of `normalise`.
+
+    Sentinel-2 and images get mean and standard deviation, as nearly all work does. Sentinel-1 is clipped at
+    percentiles, since a few reflectors are a thousand times the median and would rule mean and deviation. Its
+    intensities are taken in dB, since speckle multiplies: in dB it is as strong in dark places as in bright ones.
+
+    Args:
+        bands: What statistics.json has of every band of the training split, by column.
+
+    Returns:
+        By column float32 of shape (2, bands), centre and scale, or (4, bands), with the lower and upper limit before.
+    """
+    constants = {}
+    for column in bands:
+        rows = [np.array([band[key] for band in bands[column]], float) for key in ("mean", "std")]
+        if column == "sentinel1":
+            limits = np.array([[band["percentiles"][key] for band in bands[column]] for key in ("0.1", "99.9")], float)
+            limits[:, INTENSITIES] = limits[:, INTENSITIES].clip(1e-6)  # -60 dB, far below the noise of the sensor
+            low, high = decibels = limits.copy()
+            decibels[:, INTENSITIES] = 10 * np.log10(limits[:, INTENSITIES])
+            rows = [*limits, (low + high) / 2, (high - low) / 4]  # limits become -2 and 2
+        rows[-1] = np.where(rows[-1] > 0, rows[-1], 1)
+        constants[column] = np.stack(rows).astype(np.float32)
+    return constants
+
+
+@functools.cache
+def _constants_beside() -> dict[str, Array]:
+    """Constants from the statistics.json of the repository that this file lies in."""
+    configs = json.loads(Path(__file__).with_name("statistics.json").read_bytes())["configs"]
+    bands: dict[str, Any] = {}
+    for splits in configs.values():  # the first config that has a column, and its first split, which is train
+        bands = {**next(iter(splits.values()))["bands"], **bands}
+    return scaling(bands)
+
+
+def normalise(batch: Batch, constants: Constants | None = None) -> Any:
+    """Turns what a batch has of images and sensors into numbers around 0: what a model takes. No-data becomes 0.
+
+    Args:
+        batch: Arrays or tensors by column, shape (rows, 32, 32, bands), or (32, 32, bands) for one patch.
+        constants: What `scaling` gives (default: for the statistics.json beside this file).
+
+    Returns:
+        A float32 array or tensor of all bands, Sentinel-1 first, shape (rows, bands, 32, 32), or (bands, 32, 32).
+    """
+    constants = constants or _constants_beside()
+    parts, library = [], np
+    for column in (column for column in COLUMNS if column in batch):
+        values, numbers = batch[column], constants[column]
+        if not isinstance(values, np.ndarray):
+            import torch
+
+            library, numbers = torch, torch.as_tensor(numbers, device=values.device)
+        *limits, centre, scale = numbers
+        if limits:
+            values = library.clip(values, *limits)
+            values[..., INTENSITIES] = 10 * library.log10(values[..., INTENSITIES])
+        parts.append((values - centre) / scale)
+    numbers = library.nan_to_num(library.concatenate(parts, -1), nan=0.0, posinf=0.0, neginf=0.0)
+    return library.moveaxis(numbers, -1, -3)
+
+
+# What others expect: columns, bands and a factor. Read in the code of TorchGeo 0.8.1 (2025), and in 2026 of the package
+# geobench, whose converter writes Sentinel-1 first, of TerraTorch and torchgeo-bench, and of OlmoEarth and Galileo.
+FORMS: dict[str, tuple[tuple[str, ...], list[int], int]] = {
+    "torchgeo": (BOTH, [*range(18)], 1),
+    "geobench": (BOTH, [*range(18)], 1),
+    "terratorch": (BOTH, [0, 8, 1, 9, 2, 10, 3, 4, 11, 5, 12, 6, 13, 14, 7, 15, 16, 17], 1),
+    # B2 stands for B1, B8A for B9 and B11 for B10; in digital numbers
+    "sentinel2-13": (("sentinel2",), [0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 8, 9], 10_000),
+}
+
+
+def as_evaluated(batch: Batch, form: str) -> Array:
+    """Gives patches in a form that other code expects.
+
+    Args:
+        batch: Arrays by column, shape (rows, 32, 32, bands), or (32, 32, bands) for one patch.
+        form: "torchgeo" and "geobench" (18 bands, Sentinel-1 first), "terratorch" (18 bands, interleaved by name, as
+            torchgeo-bench has them) or "sentinel2-13" (OlmoEarth and Galileo: 13 bands of `sentinel2` alone).
+
+    Returns:
+        A float32 array of shape (rows, bands, 32, 32), or (bands, 32, 32).
+
+    Raises:
+        ValueError: There is no such form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"no form {form!r}; there are {', '.join(FORMS)}")
+    columns, order, factor = FORMS[form]
+    bands = factor * np.concatenate([batch[column] for column in columns], axis=-1)[..., order]
+    return np.ascontiguousarray(np.moveaxis(bands, -1, -3), np.float32)
+
+
+# ── The data ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_repository(name: str, revision: str | None, config: str | None, sensors: str | None) -> Repository:
     """Finds out what a repository holds, before anything large is downloaded.
 
     Returns:
-        What metrics.json says about it, and the statistics of the bands to train on.
+        What metrics.json says about it, the constants of `normalise`, and the rows of every file, by split.
 
     Raises:
-        OSError: It is not there, or not one that build.py made.
-        TrainingError: It lacks what is asked for, or its values have other units than expected.
+        OSError: It is not there.
+        TrainingError: It is not one that build.py made, or lacks what is asked for.
     """
     folder, is_local = Path(name), Path(name, "manifest.json").exists()
     if not is_local and (folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)):
@@ -201,189 +301,109 @@ def open_repository(name: str, revision: str | None, config: str | None, sensors
     if not is_local:
         files = ["manifest.json", "statistics.json"]
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=files))
-    if not folder.joinpath("manifest.json").exists():
-        raise TrainingError(f"{name}: no manifest.json; give a repository that build.py made")
-    manifest = folder.joinpath("manifest.json").read_bytes()
-    sources = json.loads(manifest)["sources"].values()
-    configs = json.loads(folder.joinpath("statistics.json").read_bytes())["configs"]
+    try:
+        manifest, statistics = (folder.joinpath(f"{file}.json").read_bytes() for file in ("manifest", "statistics"))
+        facts = {
+            "name": str(folder.resolve()) if is_local else name,
+            "revision": None if is_local else folder.name,  # the commit: the Hub's cache has a folder for each
+            "manifest_sha256": hashlib.sha256(manifest).hexdigest(),  # manifest.json has that of every file
+        }
+        return _described(facts, json.loads(manifest), json.loads(statistics)["configs"], config, sensors)
+    except (FileNotFoundError, *FOREIGN) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise TrainingError(f"{name}: manifest.json and statistics.json are not build.py's ({reason})") from error
 
-    config = config or ("rgb" if sensors == "rgb" or "all" not in configs else "all")
-    _require([config], configs, f"{name} has no config")
-    _require(["train", "test"], configs[config], f"{name}: config '{config}' has no split")
-    train = configs[config]["train"]
-    columns = SENSORS[sensors or ("rgb" if "image" in train["bands"] else "both")]
-    _require(columns, train["bands"], f"{name}: config '{config}' has no column")
-    bands = {column: train["bands"][column] for column in columns}
-    _check_units(name, bands)
-    facts = {
-        "name": str(folder.resolve()) if is_local else name,
-        "revision": None if is_local else folder.name,  # the commit: the Hub's cache has a folder for each
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),  # manifest.json has that of every file
-        "synthetic": " ".join(sorted({source["synthetic"] for source in sources} - {""})),
+
+def _described(facts: Facts, manifest: Any, configs: Any, config: str | None, sensors: str | None) -> Repository:
+    name, wanted = facts["name"], SENSORS[sensors] if sensors else ()
+    trainable = {key: splits["train"] for key, splits in configs.items() if {"train", "test"} <= {*splits}}
+    suitable = [key for key, train in trainable.items() if train["bands"] and {*wanted} <= {*train["bands"]}]
+    config = config or next((key for key in ("all", "rgb", *suitable) if key in suitable), None)
+    if config not in suitable:
+        lacking = f"train and test with {' and '.join(wanted) or 'patches'}"
+        found = f"configs with both: {', '.join(suitable) or 'none'}"
+        raise TrainingError(f"{name}: {config or 'it'} lacks {lacking}; {found}")
+    train = trainable[config]
+    bands = {column: train["bands"][column] for column in wanted or COLUMNS if column in train["bands"]}
+    if len(train["patches_per_class"]) != len(LCZ_CODES):
+        raise ValueError("other classes")
+    shards: dict[str, dict[str, int]] = {split: {} for split in configs[config]}
+    for path, shard in sorted(manifest["shards"].items()):
+        if path.startswith(f"{config}/"):
+            shards[path.removeprefix(f"{config}/").split("-")[0]][path] = int(shard["rows"])
+    facts |= {
+        "synthetic": " ".join(sorted({str(source["synthetic"]) for source in manifest["sources"].values()} - {""})),
         "config": config,
-        "columns": columns,
-        "classes": [*train["patches_per_class"]],
+        "bands": {column: [str(band["name"]) for band in bands[column]] for column in bands},
+        "classes": [*map(str, train["patches_per_class"])],
     }
-    return facts, bands
+    return facts, scaling(bands), shards
 
 
-def _require(wanted: Sequence[str], present: Sequence[str], complaint: str) -> None:
-    for name in wanted:
-        if name not in present:
-            raise TrainingError(f"{complaint} '{name}', only {', '.join(present) or 'none'}; choose another --config")
-
-
-def _check_units(name: str, bands: Bands) -> None:
-    for column in bands:
-        if empty := [band["name"] for band in bands[column] if band["percentiles"] is None]:
-            raise TrainingError(f"{name}: too few numbers in {', '.join(empty)} of {column}; choose other --sensors")
-    medians = {column: [band["percentiles"]["50"] for band in bands[column]] for column in bands}
-    if max(medians.get("sentinel2", [0])) > 1:  # reflectance; the official medians are near 0.12
-        wrong = "sentinel2 holds digital numbers, where reflectance is expected, a ten-thousandth of them"
-    elif min(medians.get("sentinel1", [0] * 8)[INTENSITIES]) < 0:
-        wrong = "sentinel1 holds decibels, where linear intensities are expected"
-    else:
-        return
-    raise TrainingError(f"{name}: {wrong}; build the repository anew from the official files")
-
-
-@dataclass
-class Split:
-    """Some rows of patches, in batches."""
+class Split(NamedTuple):
+    """Some rows of patches."""
 
     patches: Patches
     rows: Array  # indices of patches
     labels: Array  # of these rows
-    given: int = 0  # rows so far
-    waited: float = 0.0  # seconds that it took to get them
 
-    def batches(self, size: int, title: str, order: Array | None = None) -> Iterator[Batch]:
+    def batches(self, size: int, title: str, order: Array | None = None) -> Iterator[dict[str, Any]]:
         """Gives batches in order, or in the `order` of these positions, behind a progress bar."""
         rows = self.rows if order is None else self.rows[order]
         for start in tqdm(range(0, len(rows), size), title, disable=None, leave=False):
-            began = time.perf_counter()
-            batch = self.patches[rows[start : start + size]]
-            self.waited += time.perf_counter() - began
-            self.given += len(batch["label"])
-            yield batch
+            yield self.patches[rows[start : start + size]]
 
 
-def load_splits(facts: Facts, limit: int | None, seed: int) -> Splits:
+def load_splits(repository: Repository, limit: int | None, seed: int) -> Splits:
     """Loads train, validation and test.
 
     Args:
-        facts: What to load, from `open_repository`.
-        limit: At most so many rows of each split, drawn at random; None for all.
+        repository: What to load.
+        limit: At most so many rows of each split, drawn at random from the first files that hold so many; None for all.
         seed: Of the draw. Where there is no validation split, a tenth of train is drawn too and takes its place.
 
     Raises:
-        TrainingError: `datasets` can't load it, or there is too little of it.
+        TrainingError: `datasets` can't load it, it holds something else than expected, or there is too little of it.
     """
-    name, config, columns = facts["name"], facts["config"], facts["columns"]
+    facts, constants, shards = repository
+    name, random, splits = facts["name"], np.random.default_rng(seed), {}
+    expected = (1, sum(map(len, facts["bands"].values())), 32, 32)
+    files = {"data_files": _first_files(shards, limit), "verification_mode": "no_checks"} if limit else {}
     try:
-        loaded = datasets.load_dataset(name, config, revision=facts["revision"])
-    except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+        loaded = datasets.load_dataset(name, facts["config"], revision=facts["revision"], **files)
+        for split, dataset in loaded.items():
+            rows = np.sort(random.permutation(len(dataset))[:limit])
+            patches, labels = Patches(dataset, [*constants, "label"]), Patches(dataset, ["label"])[rows]["label"]
+            shape = normalise(patches[:1], constants).shape
+            if shape != expected or len(np.bincount(labels, minlength=len(LCZ_CODES))) > len(LCZ_CODES):
+                raise ValueError(f"{split} has patches of shape {shape}, expected {expected}, or other classes")
+            splits[split] = Split(patches, rows, labels)
+    except (datasets.exceptions.DatasetsError, FileNotFoundError, *FOREIGN) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         advice = "run build.py again, then verify.py, if it is your own"
-        raise TrainingError(f"{name}: datasets can't load config '{config}' ({reason}); {advice}") from error
-    random = np.random.default_rng(seed)
-    splits = {}
-    for split, dataset in loaded.items():
-        rows = np.arange(len(dataset))
-        if limit and limit < len(rows):
-            rows = np.sort(random.choice(rows, limit, replace=False))
-            if "image" in columns:  # decode no others
-                dataset, rows = dataset.select(rows), np.arange(limit)
-        patches, labels = Patches(dataset, [*columns, "label"]), Patches(dataset, ["label"])[:]["label"]
-        if split == "train" and "validation" not in loaded:
-            drawn = random.permutation(len(rows)) < len(rows) / 10
-            splits["validation"], rows = Split(patches, rows[drawn], labels[rows[drawn]]), rows[~drawn]
-        splits[split] = Split(patches, rows, labels[rows])
+        raise TrainingError(f"{name}: config {facts['config']!r} can't be loaded ({reason}); {advice}") from error
+    if "validation" not in splits:
+        patches, rows, labels = splits["train"]
+        drawn = random.permutation(len(rows)) < len(rows) / 10
+        splits["validation"] = Split(patches, rows[drawn], labels[drawn])
+        splits["train"] = Split(patches, rows[~drawn], labels[~drawn])
     if len(np.unique(splits["train"].labels)) < 2:
         advice = "raise --limit" if limit else "take other data"
         raise TrainingError(f"{name}: all {len(splits['train'].rows):,} patches to train on are of one class; {advice}")
     return splits
 
 
-# ┌───────────────────────────┐
-# │  Models and measurements  │
-# └───────────────────────────┘
+def _first_files(shards: Mapping[str, Mapping[str, int]], limit: int) -> dict[str, list[str]]:
+    """The first files of every split that hold enough rows."""
+    stops = {split: np.cumsum([*shards[split].values()]) for split in shards}
+    return {split: [*shards[split]][: int(np.searchsorted(stops[split], limit)) + 1] for split in shards}
 
 
-def scaling(bands: Bands) -> dict[str, Array]:
-    """Makes the constants of `inputs`, shape (4, bands), float32, by column: low, high, centre and scale.
-
-    Sentinel-2 and images get mean and standard deviation of the training split, as nearly all work does. Sentinel-1 is
-    clipped at percentiles, since a few reflectors are a thousand times the median and would rule mean and deviation.
-    Its intensities are taken in dB, since speckle multiplies: in dB it is as strong in dark places as in bright ones.
-    """
-    constants = {}
-    for column in bands:
-        mean, std = (np.array([band[key] for band in bands[column]]) for key in ("mean", "std"))
-        limits = np.full((2, len(mean)), np.nan)  # nothing else is clipped
-        if column == "sentinel1":
-            limits = np.array([[band["percentiles"][key] for band in bands[column]] for key in ("0.1", "99.9")])
-            limits[:, INTENSITIES] = limits[:, INTENSITIES].clip(1e-6)  # -60 dB, far below the noise of the sensor
-            low, high = _in_decibels(limits.copy(), np)
-            mean, std = (low + high) / 2, (high - low) / 4  # limits become -2 and 2
-        constants[column] = np.stack([*limits, mean, np.where(std > 0, std, 1)]).astype(np.float32)
-    return constants
-
-
-def inputs(batch: Batch, constants: Mapping[str, Any], library: Any = np) -> Any:
-    """Turns a batch into what a model takes: all bands, Sentinel-1 first, as numbers around 0. No-data becomes 0.
-
-    Args:
-        batch: Arrays or tensors by column, shape (rows, 32, 32, bands).
-        constants: What `scaling` gives, as arrays or tensors.
-        library: numpy or torch: what both are made of.
-
-    Returns:
-        An array or tensor of float32, shape (rows, 32, 32, bands of all columns).
-    """
-    parts = []
-    for column, (low, high, centre, scale) in constants.items():
-        values = batch[column]
-        if column == "sentinel1":
-            values = _in_decibels(library.clip(values, low, high), library)
-        parts.append((values - centre) / scale)
-    return library.nan_to_num(library.concatenate(parts, -1), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _in_decibels(sentinel1: Any, library: Any) -> Any:
-    """Sentinel-1 with its intensities, linear before, in dB. Changes the array or tensor."""
-    sentinel1[..., INTENSITIES] = 10 * library.log10(sentinel1[..., INTENSITIES])
-    return sentinel1
-
-
-def fit_statistics(options: argparse.Namespace, splits: Splits, bands: Bands, facts: Facts) -> tuple[Predict, Facts]:
-    """Fits the baseline: a linear classifier on every band's mean, standard deviation, least and greatest value."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    constants = scaling(bands)
-
-    def features(split: Split) -> Array:
-        rows = []
-        for batch in split.batches(options.batch_size, "statistics of patches"):
-            values = inputs(batch, constants)
-            rows.append(np.concatenate([getattr(values, name)((1, 2)) for name in ("mean", "std", "min", "max")], 1))
-        return np.concatenate(rows)
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    model.fit(features(splits["train"]), splits["train"].labels)
-    accuracy = float(model.score(features(splits["validation"]), splits["validation"].labels))
-    print(f"validation accuracy {accuracy:.1%}")
-    scaler, linear = model
-    weights = {"mean": scaler.mean_, "scale": scaler.scale_, "coefficients": linear.coef_, "offsets": linear.intercept_}
-    about = json.dumps({"bands": bands, "facts": facts})
-    np.savez(options.output / "model.npz", classes=linear.classes_, about=about, **weights)
-    return (lambda split: np.asarray(model.predict(features(split)))), {"validation_accuracy": accuracy}
+# ── Model ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def network(bands: int, classes: int) -> Any:
-    """A small convolutional network in PyTorch: patches of shape (rows, bands, 32, 32) to logits (rows, classes)."""
+    """A small convolutional network: tensors of patches, shape (rows, bands, 32, 32), to logits (rows, classes)."""
     from torch import nn
 
     layers: list[Any] = []
@@ -393,55 +413,26 @@ def network(bands: int, classes: int) -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(bands, classes))
 
 
-def fit_cnn(options: argparse.Namespace, splits: Splits, bands: Bands, facts: Facts) -> tuple[Predict, Facts]:
-    """Trains the network; the one after the best epoch so far on validation is always on the disk."""
+def create(name: str, bands: int, classes: int) -> Any:
+    """Makes an untrained model: the small network ("cnn"), or one of timm by its name.
+
+    Raises:
+        TrainingError: There is no such model, or it takes no patches of 32 x 32 pixels.
+    """
     import torch
 
-    torch.manual_seed(options.seed)
-    random = np.random.default_rng(options.seed)
-    device = _device(options.device)
-    constants = {name: torch.from_numpy(values).to(device) for name, values in scaling(bands).items()}
-    model = network(sum(map(len, bands.values())), len(facts["classes"])).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    steps = options.epochs * math.ceil(len(splits["train"].rows) / options.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    if name == "cnn":
+        return network(bands, classes)
+    try:
+        import timm
 
-    def batches(split: Split, title: str, order: Array | None = None) -> Iterator[tuple[Any, Any]]:
-        for batch in split.batches(options.batch_size, title, order):
-            tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
-            yield inputs(tensors, constants, torch).permute(0, 3, 1, 2), tensors["label"]
-
-    def train_once(title: str) -> float:
-        model.train()
-        losses = []
-        for x, y in batches(splits["train"], title, random.permutation(len(splits["train"].rows))):
-            x = torch.rot90(x, int(random.integers(4)), (2, 3))  # seen from above, nothing stands upright
-            loss = torch.nn.functional.cross_entropy(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        return float(torch.stack(losses).mean())
-
-    def predict(split: Split) -> Array:
-        model.eval()
+        model = timm.create_model(name, in_chans=bands, num_classes=classes)
         with torch.inference_mode():
-            return np.concatenate([model(x).argmax(1).cpu().numpy() for x, _ in batches(split, "measuring")])
-
-    path, chosen = options.output / "model.pt", {"epoch": 0.0, "validation_accuracy": -1.0}
-    for epoch in range(1, options.epochs + 1):
-        loss = train_once(f"epoch {epoch}")
-        accuracy = float((predict(splits["validation"]) == splits["validation"].labels).mean())
-        best = accuracy > chosen["validation_accuracy"]
-        print(f"epoch {epoch:>3}: loss {loss:.3f}, validation accuracy {accuracy:.1%}{', best so far' if best else ''}")
-        if best:
-            chosen = {"epoch": epoch, "validation_accuracy": accuracy}
-            kept = {"weights": model.state_dict(), "bands": bands, "facts": facts, "chosen": chosen}
-            torch.save(kept, path.with_suffix(".incomplete"))
-            path.with_suffix(".incomplete").replace(path)
-    model.load_state_dict(torch.load(path, map_location=device)["weights"])
-    return predict, chosen
+            model.eval()(torch.zeros(1, bands, 32, 32)).reshape(1, classes)
+        return model
+    except (AssertionError, ImportError, *FOREIGN) as error:  # RuntimeError: also of a torchvision for another torch
+        names = "give cnn, or install timm and torchvision, and give one of timm.list_models() for 32 x 32 pixels"
+        raise TrainingError(f"--model {name}: {error}; {names}") from error
 
 
 def _device(name: str) -> Any:
@@ -457,33 +448,153 @@ def _device(name: str) -> Any:
         raise TrainingError(f"--device {name}: PyTorch has no such device here; try --device auto") from error
 
 
-MODELS = {"cnn": fit_cnn, "statistics": fit_statistics}
+def _predictor(model: Any, constants: Constants) -> Predict:
+    import torch
+
+    device = next(model.parameters()).device
+
+    def predict(batch: Batch) -> Array:
+        model.eval()
+        rows, parts = len(batch[next(iter(constants))]), []
+        with torch.inference_mode():
+            for start in range(0, max(rows, 1), 256):
+                part = {name: torch.as_tensor(batch[name][start : start + 256], device=device) for name in constants}
+                parts.append(model(normalise(part, constants)).float().softmax(1).cpu().numpy())
+        return np.concatenate(parts)
+
+    return predict
 
 
-def measure(labels: Array, predicted: Array, names: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def load(path: str | Path, device: str = "auto") -> Predict:
+    """Loads a model that this file trained.
+
+    Returns:
+        A function from a batch of the columns that the model was trained on, shape (rows, 32, 32, bands), to the
+        probabilities of the classes, float32, shape (rows, 17).
+
+    Raises:
+        OSError: The file is not there.
+        TrainingError: It is no such model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = {key: json.loads(text) for key, text in file.metadata().items()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        constants = {column: np.array(about["constants"][column], np.float32) for column in about["bands"]}
+        model = create(about["model"], sum(map(len, about["bands"].values())), len(about["classes"]))
+        model.load_state_dict(weights)
+    except (SafetensorError, *FOREIGN) as error:
+        raise TrainingError(f"{path}: not a model that train.py wrote ({error})") from error
+    return _predictor(model.to(_device(device)), constants)
+
+
+def save(path: Path, model: Any, about: Facts) -> None:
+    """Writes a model's weights, with `about` in the file's metadata, as JSON by key; whole or not at all."""
+    import safetensors.torch
+
+    weights = {name: values.cpu().contiguous() for name, values in model.state_dict().items()}
+    new = path.with_name("new" + INCOMPLETE)
+    new.write_bytes(safetensors.torch.save(weights, {key: json.dumps(value) for key, value in about.items()}))
+    new.replace(path)
+
+
+def turned(x: Any, random: np.random.Generator) -> Any:
+    """Every patch of a tensor (rows, bands, 32, 32) in one of the eight ways to see it from above, drawn for each."""
+    import torch
+
+    turns: list[Callable[[Any], Any]] = [lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3)]
+    for turn in turns:
+        drawn = torch.from_numpy(random.random((len(x), 1, 1, 1)) < 0.5).to(x.device)
+        x = torch.where(drawn, turn(x), x)
+    return x
+
+
+def fit(model: Any, splits: Splits, facts: Facts, constants: Constants, options: Any) -> tuple[Predict, Facts]:
+    """Trains a model; the one after the best epoch so far is always on the disk. Returns that, and which it is."""
+    import torch
+
+    split, random, weight = splits["train"], np.random.default_rng(options.seed), None
+    device, predict = next(model.parameters()).device, _predictor(model, constants)
+    if options.balanced:
+        patches = np.bincount(split.labels, minlength=len(LCZ_CODES)).clip(1)
+        weight = torch.tensor(len(split.labels) / len(LCZ_CODES) / patches, dtype=torch.float32, device=device)
+    steps = max(1, len(split.rows) // options.batch_size)  # without the rest: every epoch leaves out others
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=options.lr, total_steps=options.epochs * steps)
+    is_fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # earlier ones emulate it
+    bfloat16 = torch.autocast("cuda", torch.bfloat16, enabled=is_fast)
+
+    def train_once(title: str) -> float:
+        model.train()
+        losses = []
+        order = random.permutation(len(split.rows))[: steps * options.batch_size]
+        for batch in split.batches(options.batch_size, title, order):
+            tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
+            with bfloat16:
+                logits = model(turned(normalise(tensors, constants), random))
+            loss = torch.nn.functional.cross_entropy(logits.float(), tensors["label"], weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+    path, chosen = options.output / (MODEL + INCOMPLETE), {"epoch": 0.0, "validation_average_accuracy": -1.0}
+    about = {**facts, "constants": {column: rows.tolist() for column, rows in constants.items()}}
+    for epoch in range(1, options.epochs + 1):
+        loss = train_once(f"epoch {epoch}")
+        accuracy = average_accuracy(splits["validation"].labels, predicted(predict, splits["validation"]))
+        best = accuracy > chosen["validation_average_accuracy"]
+        said = f"loss {loss:.3f}, average accuracy on validation {accuracy:.1%}"
+        print(f"epoch {epoch:>3}: {said}{', best so far' if best else ''}", flush=True)
+        if best:
+            chosen = {"epoch": epoch, "validation_average_accuracy": accuracy}
+            save(path, model, {**about, "chosen": chosen})
+            options.kept = path
+    return load(path, str(device)), chosen
+
+
+def predicted(predict: Predict, split: Split) -> Array:
+    """Class indices that a model predicts for a split, shape (rows,)."""
+    return np.concatenate([predict(batch).argmax(1) for batch in split.batches(256, "measuring")])
+
+
+# ── The report ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def average_accuracy(labels: Array, predicted: Array) -> float:
+    """The mean over the classes that occur of the share that is right; also called balanced accuracy."""
+    from sklearn.metrics import recall_score
+
+    # balanced_accuracy_score gives the same, and a warning where a class is predicted that does not occur
+    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
+
+
+def measure(labels: Array, predicted: Array, names: Sequence[str], seed: int = 0) -> Facts:
     """Measures predictions: true and predicted class indices, shape (rows,). The seed is of the bootstrap.
 
     Returns:
         `overall_accuracy` with its 95 % `interval` by a bootstrap over patches; `average_accuracy` over the classes
-        that occur; Cohen's `kappa`, and `f1` by class, None where they are not defined; `confusion`, patches by true
-        class (lines) and predicted class.
+        that occur; Cohen's `kappa`; by class `precision`, `recall`, `f1-score` and `support`, the patches; all None
+        where they are not defined; `confusion`, patches by true class (lines) and predicted class.
     """
-    from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score
+    from sklearn.metrics import classification_report, cohen_kappa_score, confusion_matrix
 
-    classes, hits = np.arange(len(names)), labels == predicted
-    confusion = confusion_matrix(labels, predicted, labels=classes)
-    occurring = confusion.sum(1) > 0
-    f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=np.nan)
-    random = np.random.default_rng(seed)
-    accuracies = [random.choice(hits, len(hits)).mean() for _ in range(1000)]
+    classes, hits, random = np.arange(len(names)), labels == predicted, np.random.default_rng(seed)
+    options = {"labels": classes, "target_names": names, "output_dict": True, "zero_division": np.nan}
+    report = classification_report(labels, predicted, **options)
+    by_class = {name: {key: None if np.isnan(x) else x for key, x in report[name].items()} for name in names}
     is_one_class = len(np.union1d(labels, predicted)) == 1
     return {
         "overall_accuracy": float(hits.mean()),
-        "interval": np.percentile(accuracies, (2.5, 97.5)).tolist(),
-        "average_accuracy": float((confusion.diagonal()[occurring] / confusion.sum(1)[occurring]).mean()),
+        "interval": np.percentile([random.choice(hits, len(hits)).mean() for _ in range(1000)], (2.5, 97.5)).tolist(),
+        "average_accuracy": average_accuracy(labels, predicted),
         "kappa": None if is_one_class else float(cohen_kappa_score(labels, predicted)),
-        "f1": {name: None if np.isnan(value) else float(value) for name, value in zip(names, f1)},
-        "confusion": confusion.tolist(),
+        "classes": by_class,
+        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
 
 
@@ -498,45 +609,46 @@ def describe(measured: Facts) -> str:
         "",
         f"{'LCZ':>3}  {'class':<22}{'patches':>7}{'F1':>7}  most often taken for",
     ]
-    names = [*measured["f1"]]
+    names = [*measured["classes"]]
     for index, (name, row) in enumerate(zip(names, measured["confusion"])):
-        f1 = "-" if measured["f1"][name] is None else f"{measured['f1'][name]:.2f}"
+        f1 = measured["classes"][name]["f1-score"]
         wrong, other = max((patches, other) for other, patches in enumerate(row) if other != index)
         mistaken = f"{names[other]} ({wrong:,})" if wrong else "no other" if sum(row) else "-"
-        lines.append(f"{LCZ_CODES[index]:>3}  {name:<22}{sum(row):>7,}{f1:>7}  {mistaken}")
+        figure = "-" if f1 is None else f"{f1:.2f}"
+        lines.append(f"{LCZ_CODES[index]:>3}  {name:<22}{sum(row):>7,}{figure:>7}  {mistaken}")
     return "\n".join(lines)
 
 
 def draw_confusion(measured: Facts, title: str, path: Path) -> None:
     """Draws the confusion matrix: of the test patches of each class, the share in percent taken for each class."""
     from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
 
     patches = np.array(measured["confusion"])
     percent = 100 * patches / patches.sum(1, keepdims=True).clip(1)
-    names = [f"{name} ({n:,})  {code}" for name, n, code in zip(measured["f1"], patches.sum(1), LCZ_CODES)]
+    names = [f"{name} ({n:,})  {code}" for name, n, code in zip(measured["classes"], patches.sum(1), LCZ_CODES)]
     figure = Figure(figsize=(9, 8), dpi=120, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for line, column in np.argwhere(patches > 0):
-        colour = "white" if percent[line, column] > 50 else "black"
-        axes.text(column, line, f"{percent[line, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(names)), LCZ_CODES)
+    display = ConfusionMatrixDisplay(percent, display_labels=LCZ_CODES)
+    display.plot(ax=axes, cmap="Blues", values_format=".0f", colorbar=False, text_kw={"fontsize": 8})
     axes.set_yticks(range(len(names)), names)
+    axes.set(title=title, ylabel="true class (its test patches) and LCZ")
     axes.set_xlabel("predicted LCZ, percent of the patches of a true class")
-    axes.set_ylabel("true class (its test patches) and LCZ")
-    axes.set_title(title, fontsize=11)
-    figure.savefig(path, bbox_inches="tight")
+    for text in display.text_[patches == 0]:
+        text.set_text("")
+    figure.savefig(path, format="png", bbox_inches="tight")
 
 
-# ┌───────────────┐
-# │  The command  │
-# └───────────────┘
+# ── The command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line: 0 for success, 1 after an error, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal can't show
     options = _parser().parse_args(argv)
-    options.is_training = False
+    options.kept = None
     try:
         _run(options)
         return 0
@@ -546,90 +658,99 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = options.output / "model.pt"
-        is_new = options.is_training and kept.exists()
-        print(f"interrupted; {kept} is the best model so far" if is_new else "interrupted", file=sys.stderr)
+        said = f"; {options.kept} is the best model so far" if options.kept else ""
+        print(f"interrupted{said}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Trains a classifier of So2Sat LCZ42 patches. Validation decides which model is kept; that one is\n"
-        "measured once, on test. Writes metrics.json, confusion.png and the model.",
+        description="Trains a classifier of So2Sat LCZ42 patches. It keeps the epoch with the best average accuracy\n"
+        "over classes on validation, since classes are as unequal as 20 : 1, and measures that once, on test.\n"
+        "Writes model.safetensors, metrics.json and confusion.png.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("name", metavar="NAME", help="a repository that build.py made: a folder, or ORG/NAME on the Hub")
-    add("--config", help="config of the repository (default: all, or rgb with --sensors rgb)")
+    add("--config", help="config of the repository (default: all, or the first that has what is asked for)")
     add("--revision", help="branch, tag or commit on the Hub (default: main)")
-    add("--sensors", choices=SENSORS, help="what the model sees (default: both, or rgb in a config of images)")
-    add("--model", choices=MODELS, default="cnn", help="a small network, or the baseline to beat (default: cnn)")
-    add("--epochs", metavar="N", type=_positive, default=15, help="for --model cnn (default: 15)")
-    add("--limit", metavar="ROWS", type=_positive, help="at most this many rows of each split, drawn at random")
-    add("--batch-size", metavar="N", type=_positive, default=64, help="patches in a batch (default: 64)")
-    add("--seed", metavar="S", type=_seed, default=0, help="of all that is drawn at random (default: 0)")
-    add("--device", default="auto", help="for --model cnn: cpu, cuda, cuda:1, mps … (default: the fastest one here)")
-    add("--output", metavar="DIR", type=Path, default=Path("trained"), help="folder to write to (default: trained)")
+    add("--sensors", choices=SENSORS, help="what the model sees (default: all that the config has)")
+    add("--model", default="cnn", help="a model of timm, such as resnet18 (default: cnn, a small network)")
+    add("--epochs", metavar="N", type=_number(int, 1), default=15, help="default: 15")
+    add("--batch-size", metavar="N", type=_number(int, 1), default=64, help="patches in a batch (default: 64)")
+    add("--lr", metavar="X", type=_number(float, 0), default=3e-3, help="highest learning rate (default: 0.003)")
+    add("--weight-decay", metavar="X", type=_number(float, 0), default=0.05, help="default: 0.05")
+    add("--balanced", action="store_true", help="weigh classes alike in the loss, however rare they are")
+    limit = "at most this many patches of each split, drawn at random; only files that hold so many are fetched"
+    add("--limit", metavar="ROWS", type=_number(int, 1), help=limit)
+    add("--seed", metavar="S", type=_number(int, 0), default=0, help="of all that is drawn (default: 0)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps and so on (default: the fastest one here)")
+    output = "a new folder, or that of an earlier run, whose files it replaces at the end (default: trained)"
+    add("--output", metavar="DIR", type=Path, default=Path("trained"), help=output)
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {(1 << 32) - 1}")
-    return int(text)
+def _number(kind: Callable[[str], float], least: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if not least <= kind(text) < 1 << 32:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} to {(1 << 32) - 1}")
+        return kind(text)
+
+    return number
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
-    return int(text)
+def _check_output(folder: Path) -> None:
+    """Refuses a folder that holds anything but what an earlier run left."""
+    names = [path.name for path in folder.iterdir() if path.suffix != INCOMPLETE] if folder.exists() else []
+    try:
+        is_ours = not names or json.loads(folder.joinpath(METRICS).read_bytes())["writer"] == WRITER
+    except (FileNotFoundError, *FOREIGN):
+        is_ours = False
+    if not is_ours:
+        raise TrainingError(f"--output {folder} holds what no earlier run wrote, as {min(names)}; give a new folder")
 
 
 def _run(options: argparse.Namespace) -> None:
-    facts, bands = open_repository(options.name, options.revision, options.config, options.sensors)
-    if options.output.joinpath("manifest.json").exists():
-        raise TrainingError(f"--output {options.output} is a repository; give another folder")
-    if options.model == "cnn" and options.device != "auto":
-        _device(options.device)  # an error now, not after an earlier run's results are gone
+    repository = open_repository(options.name, options.revision, options.config, options.sensors)
+    _check_output(options.output)
+    import torch
+
+    facts, constants, _ = repository
+    torch.manual_seed(options.seed)
+    model = create(options.model, sum(map(len, facts["bands"].values())), len(LCZ_CODES))
+    model.to(_device(options.device), memory_format=torch.channels_last)
     options.output.mkdir(parents=True, exist_ok=True)
-    splits = load_splits(facts, options.limit, options.seed)
-    for name in ("model.pt", "model.npz", "metrics.json", "confusion.png"):
-        options.output.joinpath(name).unlink(missing_ok=True)  # of another run
-    options.is_training = True
+    splits = load_splits(repository, options.limit, options.seed)
     is_drawn = splits["validation"].patches is splits["train"].patches
+    asked = ("model", "epochs", "batch_size", "lr", "weight_decay", "balanced", "limit", "seed")
     facts |= {
-        **{name: getattr(options, name) for name in ("model", "seed", "limit", "batch_size")},
+        **{name: getattr(options, name) for name in asked},
         "rows": {name: len(splits[name].rows) for name in ("train", "validation", "test")},
         "validation": "a tenth of train, drawn by the seed" if is_drawn else "its own split",
     }
     warning = "\nSYNTHETIC DATA: these figures say nothing about So2Sat" if facts["synthetic"] else ""
-    columns = ", ".join(facts["columns"])
+    columns = ", ".join(facts["bands"])
     print(f"{facts['name']}, config {facts['config']}: {columns}")
     counts = ", ".join(f"{name} {rows:,}" for name, rows in facts["rows"].items())
-    print(f"patches: {counts}; validation is {facts['validation']}{warning}")
+    print(f"patches: {counts}; validation is {facts['validation']}{warning}", flush=True)
 
     began = time.perf_counter()
-    predict, chosen = MODELS[options.model](options, splits, bands, facts)
+    predict, chosen = fit(model, splits, facts, constants, options)
     seconds = time.perf_counter() - began
-    timing = {
-        "seconds": seconds,
-        "rows_per_second": sum(split.given for split in splits.values()) / seconds,
-        "waiting_for_data": sum(split.waited for split in splits.values()) / seconds,
-    }
-    measured = measure(splits["test"].labels, predict(splits["test"]), facts["classes"], options.seed)
-    which = f"the model of epoch {chosen['epoch']}, the best on validation" if "epoch" in chosen else "the model"
-    print(f"\n{which}, measured once, on test:\n\n{describe(measured)}\n")
-
+    measured = measure(splits["test"].labels, predicted(predict, splits["test"]), facts["classes"], options.seed)
+    print(f"\nthe model of epoch {chosen['epoch']}, the best on validation, measured once, on test:\n")
+    print(f"{describe(measured)}\n")
     title = f"{options.model} on {columns}: {measured['overall_accuracy']:.1%} of the test patches right{warning}"
-    draw_confusion(measured, title, options.output / "confusion.png")
-    packages = ["datasets", "numpy", "scikit-learn", *(["torch"] if options.model == "cnn" else [])]
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    report = {**facts, "chosen": chosen, "test": measured, "timing": timing, "versions": versions}
-    options.output.joinpath("metrics.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{timing['rows_per_second']:,.0f} patches/s, {timing['waiting_for_data']:.1%} of the time waiting for data")
-    print(f"written to {options.output}: metrics.json, confusion.png and the model{warning}")
+    draw_confusion(measured, title, options.output / (PICTURE + INCOMPLETE))
+    versions = {name: importlib.metadata.version(name) for name in ("datasets", "numpy", "scikit-learn", "torch")}
+    report = {"writer": WRITER, **facts, "chosen": chosen, "test": measured, "seconds": seconds, "versions": versions}
+    text = json.dumps(report, indent=1) + "\n"
+    options.output.joinpath(METRICS + INCOMPLETE).write_text(text, encoding="utf-8")
+    for name in (METRICS, PICTURE, MODEL):
+        options.output.joinpath(name + INCOMPLETE).replace(options.output / name)
+    print(f"trained in {seconds:,.0f} s; written to {options.output}: {METRICS}, {PICTURE} and {MODEL}{warning}")
 
 
 if __name__ == "__main__":
