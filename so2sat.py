@@ -19,20 +19,31 @@ Configs and columns
         sentinel1   float32 (32, 32, 8): linear units, not dB; VH before VV; SENTINEL1_BANDS
         sentinel2   float32 (32, 32, 10): reflectance, digital number / 10000; SENTINEL2_BANDS
 
-Labels, ids and values are those of TensorFlow Datasets' so2sat 2.1.0. Its RGB pixels are what is encoded here: JPEG
-changes them a little, `image_format="png"` keeps them.
+Labels, ids and values are those of TensorFlow Datasets' so2sat 2.1.0. The RGB pixels equal its pixels; JPEG encoding
+then changes them slightly, `image_format="png"` keeps them.
 
-Get the official HDF5 files first, all (59 GB) or some of them. A config has the splits whose files are there.
+The data are official HDF5 files, 59 GB in all. A config has the splits whose files are there, so some of them will do.
 
     wget -c ftp://m1483140:m1483140@dataserv.ub.tum.de/validation.h5      # 3.6 GB; training.h5, testing.h5 beside it
 
 Use this file as a module, or with `datasets` < 4 as a loading script.
 
-    builder = So2Sat(config_name="rgb", data_dir="FOLDER")
-    builder.download_and_prepare(num_proc=2)
-    validation = builder.as_dataset(split="validation")
+    from so2sat import So2Sat
+
+    if __name__ == "__main__":  # on macOS and Windows, the processes of num_proc import this script
+        builder = So2Sat(config_name="rgb", data_dir="FOLDER")
+        builder.download_and_prepare(num_proc=2)
+        validation = builder.as_dataset(split="validation")
 
     load_dataset("so2sat.py", "rgb", data_dir="FOLDER", trust_remote_code=True)
+
+`data_dir` may be a URL: https, ftp, s3 and what else fsspec knows. Files are then read by ranges, so a look at some
+patches needs no file of your own. FTP was tried against servers of ours, not against the publisher's.
+
+    from so2sat import So2Sat
+
+    look = So2Sat(config_name="rgb", data_dir="ftp://m1483140:m1483140@dataserv.ub.tum.de")
+    print(next(iter(look.as_streaming_dataset(split="validation"))))
 """
 
 from __future__ import annotations
@@ -40,12 +51,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import ftplib
 import gc
 import io
 import os
 import posixpath
+import re
 import stat
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar
@@ -56,8 +68,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_remote_url
 from fsspec.core import url_to_fs
+from fsspec.implementations.ftp import FTPFile, FTPFileSystem
 
 logger = datasets.utils.logging.get_logger(__name__)
 
@@ -241,7 +255,10 @@ class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
             raise ValueError(f"data_dir {self.data_dir!r} is not a path or a URL")
         if self.data_dir:
             self.data_dir = os.fspath(self.data_dir)
-        if self.data_dir and not is_remote_url(self.data_dir):
+        if self.data_dir and is_remote_url(self.data_dir):
+            # It becomes the name of a folder, which must not show a password.
+            config_kwargs = {**config_kwargs, "data_dir": Hasher.hash(self.data_dir)}
+        elif self.data_dir:
             # Resolved now: the working folder may be another when the files are read.
             self.data_dir = folder = os.path.abspath(os.path.expanduser(self.data_dir))
             paths = [os.path.join(folder, name) for name in CONFIGS[self.name].files.values()]
@@ -257,7 +274,7 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
     Args:
         config_name: One of CONFIGS.
         data_dir: Local folder or fsspec URL with the files under their official names, edition 3's in the folders
-            `random` and `block`. A URL is read by ranges.
+            `random` and `block`. A URL is read by ranges, and printed without user, password and query.
         image_format: "jpeg" or "png", for the configs with images.
     """
 
@@ -269,14 +286,6 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
     ]
     DEFAULT_CONFIG_NAME = DEFAULT_CONFIG
     DEFAULT_WRITER_BATCH_SIZE = ROWS_PER_BLOCK  # the default of 1,000 would hold 74 MB of arrays
-
-    def _create_builder_config(self, config_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        if config_name == "geo":
-            raise ValueError(
-                "config 'geo' is a part of the Parquet repository, not of the builder; make it with this project's"
-                " scripts: python scripts/build.py SOURCE OUTPUT --config geo"
-            )
-        return super()._create_builder_config(config_name, *args, **kwargs)
 
     def _info(self) -> datasets.DatasetInfo:
         if self.config.image_format not in IMAGE_FORMATS:
@@ -294,7 +303,7 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
             raise ValueError(_NO_DATA_DIR)
         sources = find_sources(self.config.data_dir, self.config.name, self.storage_options)
         if absent := absent_splits(self.config.name, CONFIGS[self.config.name].files, sources):
-            logger.warning(f"{self.config.data_dir}: {absent}")
+            logger.warning(printable(f"{self.config.data_dir}: {absent}"))
         # What the files hold, not what dataset_infos.json expects of the full dataset, is what must come out.
         self.info.splits = datasets.SplitDict()
         generators = []
@@ -303,7 +312,7 @@ class So2Sat(datasets.GeneratorBasedBuilder):  # type: ignore[misc]
                 if not dl_manager.is_streaming:
                     source.check_labels()
                 if source.synthetic:
-                    logger.warning(f"{path} is synthetic: {source.synthetic}")
+                    logger.warning(printable(f"{path} is synthetic: {source.synthetic}"))
                     self.info.description = f"SYNTHETIC: {source.synthetic} {DESCRIPTION}"
                 ranges = [*blocks(0, source.rows, ROWS_PER_RANGE)]
                 self.info.splits.add(datasets.SplitInfo(name=split, num_examples=source.rows))
@@ -347,12 +356,32 @@ class SourceError(ValueError):
     """A source file is not what it must be. The message is one line: file, dataset, what was found and expected."""
 
     def __init__(self, message: str) -> None:
-        """Makes the error; what a damaged file may bring into the message becomes printable."""
-        super().__init__(_one_line(message))
+        """Makes the error; secrets of URLs, and what a damaged file may bring into the message, are not printed."""
+        super().__init__(printable(message))
 
 
 class MissingSourceError(SourceError):
     """A source file is not there."""
+
+
+def printable(text: object) -> str:
+    """A text that is safe to print: one line, no control characters, URLs without user, password and query."""
+    line = " ".join(str(text).split())
+    line = re.sub(r"(?<=://)[^/\s]*@", "", line)
+    line = re.sub(r"(://[^\s?]*)\?\S*?(?=[:;,.)'\"]*(?:\s|$))", r"\1", line)
+    return "".join(letter if letter.isprintable() else "�" for letter in line)
+
+
+def split_query(path: str) -> tuple[str, str]:
+    """Divides a URL before its query; other paths have none."""
+    path, mark, query = path.partition("?") if is_remote_url(path) else (path, "", "")
+    return path, mark + query
+
+
+def join(folder: str, name: str) -> str:
+    """The path of a file in a folder. In a URL it goes before the query."""
+    root, query = split_query(folder)
+    return f"{root.rstrip('/')}/{name}{query}"
 
 
 def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -371,22 +400,33 @@ def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | 
         MissingSourceError: None of the config's files is there.
         SourceError: One can't be read, is not as expected, or the folder is one of edition 3's.
     """
-    root, files = folder.rstrip("/"), CONFIGS[config].files
-    if files == SOURCE_FILES and posixpath.basename(root) in EDITION_3_FOLDERS:
-        raise SourceError(
-            f"{folder}: a folder of this name holds one of edition 3's splits, which config '{config}' is not made of;"
-            " give its parent for edition 3's configs, or rename it"
-        )
+    files = CONFIGS[config].files
+    if files == SOURCE_FILES:
+        check_folder(folder, config)
     if not is_remote_url(folder) and not os.path.isdir(os.path.expanduser(folder)):
         raise MissingSourceError(f"{folder}: no such folder, expected one with {' or '.join(files.values())}")
     sources = {}
     for split, name in files.items():
-        with contextlib.suppress(MissingSourceError), open_source(f"{root}/{name}", storage_options):
-            sources[split] = f"{root}/{name}"
+        path = join(folder, name)
+        with contextlib.suppress(MissingSourceError), open_source(path, storage_options):
+            sources[split] = path
     if not sources:
-        hint = _what_is_there(root, files, storage_options)
-        raise MissingSourceError(f"{folder}: no {' or '.join(files.values())}, which config '{config}' needs{hint}")
+        others = _what_is_there(folder, storage_options or {})
+        raise MissingSourceError(f"{folder}: no {' or '.join(files.values())}, which config '{config}' needs{others}")
     return sources
+
+
+def check_folder(folder: str, config: str) -> None:
+    """Makes sure that a config with the splits of editions 1, 2 and 4 is not made of a folder of edition 3's files.
+
+    Raises:
+        SourceError: The folder is called as one.
+    """
+    if posixpath.basename(split_query(folder)[0].rstrip("/")) in EDITION_3_FOLDERS:
+        raise SourceError(
+            f"{folder}: a folder of this name holds one of edition 3's splits, which config '{config}' is not made of;"
+            " give its parent for edition 3's configs, or rename it"
+        )
 
 
 def absent_splits(config: str, files: Mapping[str, str], sources: Collection[str]) -> str:
@@ -397,38 +437,19 @@ def absent_splits(config: str, files: Mapping[str, str], sources: Collection[str
     return f"config '{config}' has no split {', '.join(absent)}: no {', '.join(absent.values())}"
 
 
-def _what_is_there(root: str, files: Mapping[str, str], storage_options: Mapping[str, Any] | None) -> str:
-    """Says what lies where a config's files were looked for, or near it, and what to do."""
-    parent, below = posixpath.dirname(root), []
-    if not is_remote_url(root):
-        folders = [entry.path for entry in os.scandir(os.path.expanduser(root)) if entry.is_dir()]
-        below = [path for path in sorted(folders) if posixpath.basename(path) not in EDITION_3_FOLDERS]
-    names = [*files.values()]
-    advice = [
-        *((f"{root}/{name}.gz", "unpack it with gunzip") for name in names),
-        *((f"{parent}/{name}", f"give the folder {parent}") for name in names),
-        *(
-            (f"{root}/{name}", f"ask for config {config}")
-            for config in CONFIGS
-            for name in CONFIGS[config].files.values()
-        ),
-        (
-            f"{root}/culture_10/testing.h5",
-            "no config is made of it; its cities are those of validation.h5 and testing.h5",
-        ),
-        *((f"{folder}/{name}", f"give the folder {folder}") for folder in below for name in names),
-    ]
-    return next((f"; {path} is there: {what}" for path, what in advice if _exists(path, storage_options)), "")
-
-
-def _exists(path: str, storage_options: Mapping[str, Any] | None) -> bool:
-    if not is_remote_url(path):
-        return os.path.isfile(os.path.expanduser(path))
+def _what_is_there(folder: str, storage_options: Mapping[str, Any], limit: int = 10) -> str:
+    """Names the folders and HDF5 files in a folder, if its file system can list it. HTTP can't, but by guesses."""
+    if folder.startswith(HTTP):
+        return ""
     try:
-        _RemoteFile(path, storage_options or {}).close()
-    except (FileNotFoundError, SourceError):
-        return False
-    return True
+        with _filesystem(folder, storage_options) as (filesystem, path):
+            entries = filesystem.ls(path, detail=True)
+    except Exception:  # what matters is said without it
+        return ""
+    names = [posixpath.basename(entry["name"].rstrip("/")) + "/" * (entry["type"] == "directory") for entry in entries]
+    names = sorted(name for name in names if name.endswith(("/", ".h5", ".h5.gz")))
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"; it holds {', '.join(names[:limit])}{more}" if names else ""
 
 
 @contextlib.contextmanager
@@ -458,7 +479,7 @@ def open_source(
                 if h5.get(name, getlink=True) is not None:
                     arrays[name] = _checked_array(h5, path, name, shape, "text")
             rows = {name: len(array) for name, array in arrays.items()}
-            size, synthetic = h5.id.get_filesize(), _one_line(str(h5.attrs.get("synthetic", "")))
+            size, synthetic = h5.id.get_filesize(), printable(h5.attrs.get("synthetic", ""))
         if len({*rows.values()}) > 1:
             found = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
             raise SourceError(f"{path}: datasets differ in length ({found} rows), expected the same number of rows")
@@ -533,22 +554,12 @@ def _open_h5(stack: contextlib.ExitStack, path: str, storage_options: Mapping[st
             file = stack.enter_context(contextlib.closing(_RemoteFile(path, storage_options)))
             return stack.enter_context(h5py.File(file, "r"))
         path = os.path.expanduser(path)
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            found = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-            raise SourceError(f"{path}: {found}, {expected}")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError(f"{path}: not a file, {expected}")
         # Nobody writes these files, and a lock fails on some network file systems.
         return stack.enter_context(h5py.File(path, "r", locking=False))
     except FileNotFoundError as error:
         raise MissingSourceError(f"{path}: no such file, {expected}") from error
-    except PermissionError as error:  # its own text tells all that HDF5 knows
-        raise SourceError(f"{path}: permission denied, {expected}") from error
-    except OSError as error:
-        if "truncated file" in str(error):
-            raise SourceError(f"{path}: truncated ({error}), expected a complete HDF5 file; fetch it again") from error
-        if "file signature not found" in str(error):
-            raise SourceError(f"{path}: not an HDF5 file (no HDF5 signature, or empty), {expected}") from error
-        raise
 
 
 @contextlib.contextmanager
@@ -595,23 +606,18 @@ def _checked_array(h5: h5py.File, path: str, name: str, shape: tuple[int, ...], 
     return array
 
 
-def _one_line(text: object) -> str:
-    """A text that is safe to print: one line, no control characters."""
-    line = " ".join(str(text).split())
-    return "".join(letter if letter.isprintable() else "�" for letter in line)
-
-
 # ┌────────────────┐
 # │  Remote files  │
 # └────────────────┘
 
+HTTP = ("http://", "https://")
 RETRY_WAITS = (0.5, 1, 2, 4, 8, 16)  # seconds before every new attempt
 RETRY_SECONDS = 60  # no new attempt begins later than this after the first
-TIMEOUT = 30  # seconds without a byte from an HTTP server
+TIMEOUT = 30  # seconds without a byte from a server
 
 
 def retry(attempt: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function, again where it fails in a way that may pass, and returns what it returns.
+    """Calls a function, again where its failure is transient, and returns what it returns.
 
     Raises:
         Exception: What the last call raised. KeyboardInterrupt and SystemExit pass at once.
@@ -621,116 +627,152 @@ def retry(attempt: Callable[..., Any], *args: Any) -> Any:
         try:
             return attempt(*args)
         except Exception as error:
-            if not _may_pass(error) or time.monotonic() + wait > deadline:
+            if not is_transient(error) or time.monotonic() + wait > deadline:
                 raise
-            logger.warning(f"{_one_line(_reason(error)) or type(error).__name__}; trying again in {wait} s")
+            logger.warning(printable(f"{type(error).__name__}: {error}; trying again in {wait} s"))
         time.sleep(wait)
     return attempt(*args)
 
 
-def _may_pass(error: Exception) -> bool:
-    reason = _reason(error)
-    if status := _status(reason):
+def is_transient(error: BaseException) -> bool:
+    """Whether a failure of a server, or on the way to it, may pass by itself."""
+    # Of aiohttp, else of huggingface_hub.
+    status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
+    if isinstance(status, int):
         return status == 429 or status >= 500
-    passing: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, asyncio.TimeoutError)
-    if "aiohttp" in sys.modules:  # else it can't have raised anything
-        passing += (sys.modules["aiohttp"].ClientConnectionError, sys.modules["aiohttp"].ClientPayloadError)
-    return isinstance(reason, passing) and not isinstance(reason, ValueError)  # such as a bad URL or certificate
-
-
-def _reason(error: BaseException) -> BaseException:
-    """What is behind an error: fsspec's HTTP file system calls every failure to open a file FileNotFoundError."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-
-
-def _status(error: BaseException) -> int:
-    """The HTTP status that an error of aiohttp or huggingface_hub tells of, 0 if none."""
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else 0
+    # A bad URL and a bad certificate are ValueErrors.
+    if isinstance(error, (FileNotFoundError, PermissionError, ValueError)):
+        return False
+    failures = (OSError, EOFError, asyncio.TimeoutError, ftplib.error_temp)
+    return isinstance(error, failures) or type(error).__module__.startswith("aiohttp.")  # which may not be installed
 
 
 class _RemoteFile:
-    """A remote file for h5py, read by ranges; failures of the network are retried, then raised as SourceError.
+    """A remote file for h5py, read by ranges; transient failures are retried, then raised as SourceError.
 
     It has no ``readinto`` on purpose: h5py would prefer it, and takes a short answer to it for a whole one.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
-        self._url = url
-        protocol = url.split("://")[0]
-        # `datasets` keeps the options of several protocols in one dict; those of others are not for this file system.
-        foreign = {*fsspec.available_protocols()} - {protocol}
-        options = {name: value for name, value in storage_options.items() if name not in foreign}
-        try:
-            if protocol in ("http", "https") and "client_kwargs" not in options:
-                import aiohttp  # what fsspec reads HTTP with, and `datasets` alone doesn't bring
+        self._url, self._options = url, storage_options
+        self._connection = contextlib.ExitStack()
+        self._file: Any = None
+        self._size = self._position = 0
+        self.read(0)
 
-                timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-                options["client_kwargs"] = {"timeout": timeout}
-            # An instance of its own: one that others share would keep its connections open, and a connection that is
-            # open in a process that forks can hang in parent and child.
-            self._filesystem, self._path = url_to_fs(url, skip_instance_cache=True, **options)
-        except (ImportError, ValueError, OSError) as error:
-            hint = "; pip install 'fsspec[http]'" if protocol in ("http", "https") else ""
-            raise SourceError(f"{url}: can't be read ({error}){hint}") from error
-        try:
-            self._file = self._try(self._open)
-        except BaseException:
-            self._close_connections()
-            raise
-
-    def _open(self) -> Any:
-        # The header is read in many small pieces, the rest in large ones that no cache would serve.
-        return self._filesystem.open(self._path, "rb", cache_type="first", block_size=1 << 16)
-
-    def _read(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
-        data: bytes = self._file.read(size)
-        if len(data) != size:
-            raise ConnectionError(f"{len(data)} bytes came instead of {size}")
-        return data
-
-    def _try(self, attempt: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return retry(attempt, *args)
-        except MemoryError:
-            raise
-        except Exception as error:  # every file system of fsspec has exceptions of its own
-            reason = _reason(error)
-            if isinstance(reason, FileNotFoundError) or _status(reason) in (404, 410):
-                raise FileNotFoundError(f"{self._url} is not there") from error
-            # fsspec's error about a server that ignores the range asked for.
-            hint = "; the server must send ranges, else fetch the file first" if isinstance(reason, ValueError) else ""
-            raise SourceError(f"{self._url}: can't be read ({type(reason).__name__}: {reason}){hint}") from error
-
-    def read(self, size: int) -> Any:
+    def read(self, size: int) -> bytes:
         # h5py calls this under its global lock. If garbage were collected in fsspec's I/O thread meanwhile, and an h5py
         # object were among it, that thread would wait for the lock and this one for the thread.
         was_enabled = gc.isenabled()
         gc.disable()
         try:
-            return self._try(self._read, self._file.tell(), size)
+            data: bytes = retry(self._read, size)
+        except (SourceError, MemoryError):
+            raise
+        except FileNotFoundError:
+            raise FileNotFoundError(printable(f"{self._url} is not there")) from None
+        except Exception as error:  # every file system has its own; not shown as a cause, it may tell the URL's secrets
+            raise SourceError(f"{self._url}: can't be read ({type(error).__name__}: {error})") from None
         finally:
             if was_enabled:
                 gc.enable()
+        self._position += size
+        return data
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return int(self._file.seek(offset, whence))
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._connection.enter_context(_remote_file(self._url, self._options))
+                self._size = self._file.seek(0, os.SEEK_END)
+            self._file.seek(self._position)
+            data: bytes = self._file.read(size)
+            if len(data) != size:
+                raise ConnectionError(f"{len(data)} bytes came instead of {size}")
+        except BaseException:  # after a failure, nothing is known about the connection
+            self.close()
+            raise
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:
+        self._position = offset + (self._size if whence == os.SEEK_END else 0)
 
     def tell(self) -> int:
-        return int(self._file.tell())
+        return self._position
 
     def flush(self) -> None:
         """Does nothing: h5py flushes what it closes."""
 
     def close(self) -> None:
-        self._file.close()
-        self._close_connections()
+        self._file = None
+        self._connection.close()
 
-    def _close_connections(self) -> None:
-        session = getattr(self._filesystem, "_session", None)  # of aiohttp, where the file system has one
-        if session is not None:
-            fsspec.asyn.sync(self._filesystem.loop, session.close)
+
+@contextlib.contextmanager
+def _filesystem(url: str, storage_options: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+    """Connects with the file system of a URL and yields it with the path there."""
+    # `datasets` adds options for the Hub's file system, which another would not understand.
+    options = {name: value for name, value in storage_options.items() if name != "hf" or url.startswith("hf://")}
+    if url.startswith(HTTP) and "client_kwargs" not in options:
+        import aiohttp  # what fsspec reads HTTP with, and `datasets` alone doesn't bring
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
+        options["client_kwargs"] = {"timeout": timeout}
+    elif url.startswith("ftp://"):
+        # In a dict of their own, as fsspec keeps an option called "encoding"; some servers greet in latin-1.
+        options.setdefault("ftp", {"timeout": TIMEOUT, "encoding": "latin-1"})
+    # A fork has no thread of fsspec, which its version of 2025.3 (`datasets` 3.6 and 4.0) would wait for.
+    if (thread := fsspec.asyn.iothread[0]) and not thread.is_alive():
+        fsspec.asyn.reset_lock()
+    # An instance of its own: one that others share would keep its connections open, and a connection that is open in a
+    # process that forks can hang in parent and child.
+    filesystem, path = url_to_fs(os.path.expanduser(url), skip_instance_cache=True, **options)
+    try:
+        yield filesystem, path
+    finally:
+        if isinstance(filesystem, FTPFileSystem):
+            filesystem.ftp.close()
+        elif session := getattr(filesystem, "_session", None):  # of aiohttp, where the file system has one
+            fsspec.asyn.sync(filesystem.loop, session.close)
+
+
+@contextlib.contextmanager
+def _remote_file(url: str, storage_options: Mapping[str, Any]) -> Iterator[Any]:
+    """Opens a remote file, whose size it asks for: fsspec asks HTTP twice, and takes a failing FTP for an empty one."""
+    # The header is read in many small pieces, the rest in large ones that no cache would serve.
+    options: dict[str, Any] = {"cache_type": "first", "block_size": 1 << 16}
+    with _filesystem(url, storage_options) as (filesystem, path):
+        if url.startswith(HTTP):
+            options["size"] = fsspec.asyn.sync(filesystem.loop, _http_size, filesystem, path)
+        if isinstance(filesystem, FTPFileSystem):
+            path = path.lstrip("/")  # paths begin in the folder of the account
+            file = FTPFile(filesystem, path, size=_ftp_size(filesystem.ftp, path), **options)
+        else:
+            file = filesystem.open(path, "rb", **options)
+        with file:
+            yield file
+
+
+async def _http_size(filesystem: Any, url: str) -> int:
+    session = await filesystem.set_session()
+    headers = {**filesystem.kwargs.get("headers", {}), "Range": "bytes=0-0", "Accept-Encoding": "identity"}
+    async with session.get(filesystem.encode_url(url), **{**filesystem.kwargs, "headers": headers}) as answer:
+        if answer.status in (404, 410):
+            raise FileNotFoundError(url)
+        answer.raise_for_status()
+        size = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
+    if not size:
+        raise SourceError(f"{url}: the server must send ranges, else fetch the file first")
+    return int(size[1])
+
+
+def _ftp_size(ftp: ftplib.FTP, path: str) -> int | None:
+    ftp.voidcmd("TYPE I")
+    try:
+        return ftp.size(path)
+    except ftplib.error_perm as error:
+        if str(error).startswith("550"):
+            raise FileNotFoundError(path) from error
+        raise
 
 
 # ┌──────────────┐
@@ -781,7 +823,8 @@ def to_rgb(sen2: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """
     # Unlike sen2[..., RGB_BANDS], take keeps the channels of a pixel side by side, as image encoders want them.
     pixels = np.take(sen2, RGB_BANDS, axis=-1).astype(np.float64, copy=False)
-    pixels *= CALIBRATION_FACTOR
+    with np.errstate(over="ignore"):
+        pixels *= CALIBRATION_FACTOR
     # fmax and fmin, unlike clip, drop NaN, whose conversion to an integer is undefined.
     np.fmin(np.fmax(pixels, 0.0, out=pixels), 255.0, out=pixels)
     return pixels.astype(np.uint8)

@@ -23,10 +23,8 @@ from datasets.utils.file_utils import is_remote_url
 
 import so2sat
 from publishing import card, command, contents, executors, files, manifest, shards
-from publishing.band_statistics import Statistics
 from publishing.command import CommandError
 from publishing.configs import CONFIGS, Config, Limits
-from publishing.configs import path as source_path
 from publishing.manifest import Manifest
 from publishing.shards import Shard, ShardRecord
 
@@ -151,7 +149,7 @@ def build(
     old = Manifest.load(output)
     kept = [] if drop or not old else [*old.configs]
     states = _states(folder)
-    print(f"{source}: checking all labels and places")
+    print(f"{so2sat.printable(source)}: checking all labels and places")
     new = _describe(folder, configs, kept, image_format or (old.image_format if old else "jpeg"), limits or {})
     if output.name == contents.TRAIN.stem and contents.has_patches(new):
         raise CommandError(
@@ -170,12 +168,12 @@ def build(
             new, contents.summaries(output, dataclasses.replace(new, shards={}), contents.blank(new)), output.name
         )
         with _runner(dask, workers, output, folder, new) as run:
-            totals = _make(run, output, folder, new)
+            statistics = _make(run, output, folder, new)
         if changed := [name for name, state in _states(folder).items() if state != states.get(name)]:
             new.shards = {}
             new.save(output)
-            raise CommandError(f"{source}: {changed[0]} was changed while it was read; run the same command again")
-        _finish(output, new, totals)
+            raise CommandError(f"{folder}: {changed[0]} was changed while it was read; run the same command again")
+        _finish(output, new, statistics)
     return new
 
 
@@ -235,6 +233,8 @@ def _describe(
     used = {name for config in new.configs for split in new.splits(config) for name in CONFIGS[config].files[split]}
     new.sources = {name: record for name, record in sources.items() if name in used}
     for config in new.configs:
+        if CONFIGS[config].is_official:
+            so2sat.check_folder(folder, config)
         _check_together(folder, new, CONFIGS[config])
     for name, record in new.sources.items():
         print(f"  {name}: {record.rows:,} rows{', SYNTHETIC' if record.synthetic else ''}")
@@ -266,18 +266,18 @@ def _check_together(folder: str, new: Manifest, config: Config) -> None:
             rows, expected = new.sources[other].rows, new.sources[first].rows
             if rows != expected:
                 what = f"{rows:,} rows, expected {expected:,}, one for every patch of {first}"
-                raise so2sat.SourceError(f"{source_path(folder, other)}: {what}")
+                raise so2sat.SourceError(f"{so2sat.join(folder, other)}: {what}")
     for (first, *_), (second, *_) in itertools.combinations(splits, 2):
         if new.sources[first].fingerprint == new.sources[second].fingerprint:
             raise CommandError(
-                f"{source_path(folder, first)}: the same file as {second}, expected different patches in every split"
+                f"{so2sat.join(folder, first)}: the same file as {second}, expected different patches in every split"
             )
 
 
 def _states(folder: str) -> dict[str, tuple[int, int]]:
     """What tells that a local source file was changed without reading it: size and time."""
     names = {name for config in CONFIGS.values() for files in config.files.values() for name in files}
-    paths = {name: Path(source_path(folder, name)) for name in names if not is_remote_url(folder)}
+    paths = {name: Path(so2sat.join(folder, name)) for name in names if not is_remote_url(folder)}
     stats = {name: path.stat() for name, path in paths.items() if path.is_file()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
@@ -327,7 +327,7 @@ def _runner(
 ) -> contextlib.AbstractContextManager[executors.Run]:
     """Where shards are made."""
     if dask:
-        paths = [] if is_remote_url(folder) else [source_path(folder, name) for name in new.sources]
+        paths = [] if is_remote_url(folder) else [so2sat.join(folder, name) for name in new.sources]
         return executors.dask_cluster(dask, workers or executors.cores(), output, paths, shards.version)
     plan = new.plan()
     return executors.processes(min(workers or (executors.cores() if _bytes(plan) > LITTLE_WORK else 1), len(plan)))
@@ -338,7 +338,7 @@ def _bytes(plan: Sequence[Shard]) -> int:
     return sum(shard.rows * CONFIGS[shard.config].row_bytes for shard in plan)
 
 
-def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> dict[tuple[str, str], Statistics]:
+def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> card.Statistics:
     """Writes the shards that are not there, or not intact, and gives the statistics of all.
 
     A shard that was lost is written as it was. Others make the folder incomplete first; after each the manifest knows
@@ -370,7 +370,7 @@ def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> dict[
     if written:
         seconds = time.monotonic() - started
         print(f"wrote {written:,} rows in {seconds:.1f} s ({written / seconds:,.0f} rows/s)")
-    return totals
+    return contents.summaries(output, new, totals)
 
 
 def _warn_of_space(output: Path, missing: Sequence[Shard]) -> None:
@@ -414,9 +414,8 @@ def _cleaned(output: Path) -> Iterator[None]:
 # └──────────┘
 
 
-def _finish(output: Path, new: Manifest, totals: Mapping[tuple[str, str], Statistics]) -> None:
+def _finish(output: Path, new: Manifest, statistics: card.Statistics) -> None:
     """Writes what follows from the shards where it differs, the card last, and reports."""
-    statistics = contents.summaries(output, new, totals)
     made = contents.contents(output, new, statistics, output.name)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in made.items() if name != card.NAME}
     stale = [name for name in contents.OTHER_FILES if name in new.files and name not in made]

@@ -15,11 +15,11 @@ import numpy as np
 import tqdm
 from datasets.utils.file_utils import is_remote_url
 
+import so2sat
 from publishing import command, compare, contents, executors, manifest
 from publishing.command import CommandError
 from publishing.compare import Result, Task
 from publishing.configs import CONFIGS
-from publishing.configs import path as source_path
 from publishing.contents import Finding
 from publishing.manifest import Manifest, SourceRecord
 
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"OK: {checked}, as build.py wrote them; --source compares the values too")
     else:
         values = "every value equals" if sample is None else f"{sample:,} random rows of every split equal"
-        print(f"OK: {checked}, {values} {source}")
+        print(f"OK: {checked}, {values} {so2sat.printable(source)}")
     return 1 if count else 0
 
 
@@ -147,7 +147,7 @@ def _describe(built: Manifest, source: str) -> dict[str, SourceRecord]:
 def _source_findings(built: Manifest, source: str, found: Mapping[str, SourceRecord]) -> Iterator[Finding]:
     """Whether the files to compare with are those that the repository was made from."""
     for name in {**built.sources, **found}:
-        path, expected = source_path(source, name), built.sources.get(name)
+        path, expected = so2sat.join(source, name), built.sources.get(name)
         if not expected:
             yield Finding(path, "not in the repository, expected its rows as a split")
         elif name not in found:

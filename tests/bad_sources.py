@@ -66,64 +66,40 @@ def missing_filter(h5: h5py.File) -> None:
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((1, 32, 32, 10))
     properties.set_filter(32001, h5py.h5z.FLAG_OPTIONAL)
-    typed(h5, h5py.h5t.IEEE_F64LE, properties)
-
-
-def typed(h5: h5py.File, dtype: h5py.h5t.TypeID, properties: h5py.h5p.PropDCID | None = None) -> None:
-    """Adds `sen2` with a type that h5py's own functions don't make."""
-    h5py.h5d.create(h5.id, b"sen2", dtype, h5py.h5s.create_simple((4, 32, 32, 10)), properties)
-
-
-def int24() -> h5py.h5t.TypeID:
-    dtype = h5py.h5t.STD_I32LE.copy()
-    dtype.set_size(3)
-    return dtype
+    h5py.h5d.create(h5.id, b"sen2", h5py.h5t.IEEE_F64LE, h5py.h5s.create_simple((4, 32, 32, 10)), properties)
 
 
 ONE_HOT = "expected one-hot: a single 1 among 17 values, the others 0"
 
 # How to write a bad training.h5, and what the error must say beside the file's name: dataset, found, expected.
 BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "folder": (lambda path: path.mkdir(), ["directory", "expected an HDF5 file"]),
-    "pipe": (os.mkfifo, ["a pipe, socket or device", "expected an HDF5 file"]),
-    "empty file": (lambda path: path.touch(), ["not an HDF5 file", "expected an HDF5 file"]),
-    "not HDF5": (lambda path: path.write_bytes(b"PK" * 5000), ["not an HDF5 file", "expected an HDF5 file"]),
-    "truncated file": (truncated, ["truncated", "expected a complete HDF5 file"]),
+    "folder": (lambda path: path.mkdir(), ["not a file", "expected an HDF5 file"]),
+    "pipe": (os.mkfifo, ["not a file", "expected an HDF5 file"]),
+    "empty file": (lambda path: path.touch(), ["HDF5", "signature not found"]),
+    "not HDF5": (lambda path: path.write_bytes(b"PK" * 5000), ["HDF5", "signature not found"]),
+    "truncated file": (truncated, ["truncated", "fetch it again"]),
     "no datasets": (lambda path: write_source(path, {}), ["'sen1'", "found: nothing", "(N, 32, 32, 8)"]),
     "missing dataset": (replaced("sen2", None), ["'sen2'", "found: label, sen1", "(N, 32, 32, 10)"]),
     "group for a dataset": (with_h5(lambda h5: h5.create_group("sen2")), ["'sen2'", "group", "(N, 32, 32, 10)"]),
+    "control characters": (with_h5(lambda h5: h5.create_group("a\x1b[31m\nb")), ["no dataset 'sen2'", "a�[31m b"]),
     "wrong shape": (replaced("sen1", np.zeros((4, 32, 32, 10))), ["'sen1'", "(4, 32, 32, 10)", "(N, 32, 32, 8)"]),
     "wrong rank": (replaced("label", np.zeros(4)), ["'label'", "(4,)", "(N, 17)"]),
-    "scalar": (replaced("label", np.float64(1)), ["'label'", "shape ()", "(N, 17)"]),
     "no shape": (replaced("label", h5py.Empty("f8")), ["'label'", "shape None", "(N, 17)"]),
-    "complex dtype": (
-        replaced("sen1", np.zeros((4, 32, 32, 8), "c16")),
-        ["'sen1'", "complex128", "expected a real"],
-    ),
+    "complex dtype": (replaced("sen1", np.zeros((4, 32, 32, 8), "c16")), ["'sen1'", "complex128", "expected a real"]),
     "text dtype": (replaced("label", np.full((4, 17), b"1")), ["'label'", "|S1", "expected a real"]),
-    "lengths that differ": (
-        replaced("label", np.eye(17)[:3]),
-        ["'sen1' has 4", "'label' has 3", "same number"],
-    ),
+    "lengths that differ": (replaced("label", np.eye(17)[:3]), ["'sen1' has 4", "'label' has 3", "same number"]),
     "zero rows": (lambda path: write_source(path, random_arrays(0)), ["'label'", "0 rows", "expected at least 1"]),
     "two ones": (label_row(2, [1, 1] + [0] * 15), ["'label'", "row 2", "[1 1 0", ONE_HOT]),
     "no one": (label_row(3, [0] * 17), ["'label'", "row 3", ONE_HOT]),
     "probabilities": (label_row(1, [0.6, 0.4] + [0] * 15), ["'label'", "row 1", "[0.6 0.4 0", ONE_HOT]),
     "a one and a rest": (label_row(1, [1, 0.001] + [0] * 15), ["'label'", "row 1", ONE_HOT]),
-    "NaN label": (label_row(0, [np.nan] + [0] * 16), ["'label'", "row 0", "nan", ONE_HOT]),
     "one and NaN": (label_row(0, [1, np.nan] + [0] * 15), ["'label'", "row 0", "nan", ONE_HOT]),
     "external link": (
         with_h5(lambda h5: h5.__setitem__("sen2", h5py.ExternalLink("/data/other.h5", "sen2"))),
         ["'sen2'", "link to '/data/other.h5:sen2'", "in the file itself"],
     ),
-    "soft link": (
-        with_h5(lambda h5: h5.__setitem__("sen2", h5py.SoftLink("/sen1"))),
-        ["'sen2'", "link to", "in the file itself"],
-    ),
-    "external storage": (with_h5(external_storage), ["'sen2'", "external storage in '/etc/passwd'", "(N, 32, 32, 10)"]),
+    "soft link": (with_h5(lambda h5: h5.__setitem__("sen2", h5py.SoftLink("/sen1"))), ["'sen2'", "link to"]),
+    "external storage": (with_h5(external_storage), ["'sen2'", "'/etc/passwd'", "(N, 32, 32, 10)"]),
     "virtual dataset": (with_h5(virtual), ["'sen2'", "virtual", "(N, 32, 32, 10)"]),
     "missing filter": (with_h5(missing_filter), ["'sen2'", "filter 32001", "hdf5plugin"]),
-    "24-bit integers": (with_h5(lambda h5: typed(h5, int24())), ["can't be read", "'<i3'"]),
-    "time stamps": (with_h5(lambda h5: typed(h5, h5py.h5t.UNIX_D32LE)), ["can't be read", "TypeTimeID"]),
-    "control characters": (with_h5(lambda h5: h5.create_group("a\x1b[31m\nb")), ["no dataset 'sen2'", "a�[31m b"]),
 }

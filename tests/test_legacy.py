@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import so2sat
-from conftest import Arrays, legacy_python
+from conftest import Arrays, RangeServer, legacy_python
 from publishing import card
 from publishing.configs import CONFIGS
+from servers import Line, ftp_server
 
 PROJECT = Path(so2sat.__file__).parent
 
@@ -95,6 +96,16 @@ def test_the_builder_is_a_loading_script(
     assert_holds(told, config, source_arrays)
 
 
+def test_the_loading_script_reads_urls_in_two_processes(
+    source_folder: Path, http_source: RangeServer, source_arrays: dict[str, Arrays], tmp_path: Path
+) -> None:
+    options = {"trust_remote_code": True, "num_proc": 2}
+    with ftp_server(source_folder, Line()) as ftp:
+        for url in (http_source.url, ftp):
+            told = loaded_by_legacy(tmp_path, str(PROJECT / "so2sat.py"), "all", data_dir=url, **options)
+            assert_holds(told, "all", source_arrays)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("config", ["rgb", "all"])
 def test_the_repository_loads(
@@ -124,12 +135,6 @@ def test_places_load(full_folder: Path, full_repository: Path, tmp_path: Path, s
             assert found[:4] == row[2:6]
             # PROJ may be another there.
             np.testing.assert_allclose(found[4:], row[6:], rtol=0, atol=1e-9)
-
-
-def test_the_loading_script_says_where_places_come_from(full_folder: Path, tmp_path: Path) -> None:
-    options = {"data_dir": str(full_folder), "trust_remote_code": True}
-    with pytest.raises(AssertionError, match=r"build\.py SOURCE OUTPUT --config geo"):
-        loaded_by_legacy(tmp_path, str(PROJECT / "so2sat.py"), "geo", **options)
 
 
 def test_an_interrupted_build_does_not_load(tmp_path: Path) -> None:

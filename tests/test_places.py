@@ -252,9 +252,14 @@ def test_geo_has_the_designed_columns() -> None:
     }
 
 
-def test_places_are_read_over_http(full_folder: Path, full_repository: Path, tmp_path: Path) -> None:
+def test_places_are_read_over_http_and_secrets_of_the_url_are_not_printed(
+    full_folder: Path, full_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(full_folder) as server:
-        build.build(server.url, tmp_path / "so2sat", ["geo"])
+        url = f"{server.url.replace('://', '://me:hidden@')}/?signature=hidden"
+        assert build.main([url, str(tmp_path / "so2sat"), "--config", "geo"]) == 0
+        assert verify.main([str(tmp_path / "so2sat"), "--source", url]) == 0
+    assert "hidden" not in "".join(capsys.readouterr())
     shards = [path.relative_to(full_repository) for path in full_repository.glob("geo/*.parquet")]
     assert len(shards) == 3
     for shard in shards:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,13 @@ import benchmark
 import hub
 import so2sat
 from publishing import facts
+from servers import Line, ftp_server
 
 PROJECT = Path(so2sat.__file__).parent
 README = (PROJECT / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+DOCSTRING_BLOCK = re.compile(r"^    from so2sat import .*?(?=^    load_dataset|^\S|\Z)", re.MULTILINE | re.DOTALL)
+PUBLISHER = facts.EDITIONS[2].files["validation.h5"].url.removesuffix("/validation.h5")
 SCRIPTS = re.findall(r"^python (scripts/.*?)(?: +#.*)?$", README, re.MULTILINE)
 
 
@@ -27,16 +32,32 @@ def newcomers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the page presumes: the project, and a folder `data` with source files."""
     folder = tmp_path_factory.mktemp("newcomer")
     (folder / "scripts").symlink_to(PROJECT / "scripts")
-    run = [sys.executable, "scripts/sample.py", "data", "--train", "40", "--validation", "17", "--test", "17"]
+    # More rows than one process makes by itself.
+    run = [sys.executable, "scripts/sample.py", "data", "--train", "300", "--validation", "17", "--test", "17"]
     subprocess.run(run, cwd=folder, check=True)
     return folder
 
 
-def test_a_python_block_runs(newcomers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_python_blocks_of_page_and_docstring_are_scripts_that_end(
+    method: str, newcomers_folder: Path, tmp_path: Path
+) -> None:
+    """Of this page and of the builder's docstring, whatever way the system starts processes."""
+    start = f"""
+import multiprocess
+if multiprocess.current_process().name == "MainProcess":
+    multiprocess.set_start_method("{method}")
+"""
+    blocks = [textwrap.dedent(block) for block in DOCSTRING_BLOCK.findall(so2sat.__doc__ or "")]
+    assert len(blocks) == 2
     assert PYTHON
-    monkeypatch.chdir(newcomers_folder)
-    for code in PYTHON:
-        exec(code, {})
+    with ftp_server(newcomers_folder / "data", Line()) as url:
+        for number, block in enumerate([*PYTHON, *blocks]):
+            code = block.replace("FOLDER", "data").replace(PUBLISHER, url)
+            script = newcomers_folder / f"{method}{number}.py"
+            script.write_text(start + code, encoding="utf-8")
+            environment = {**os.environ, "HF_HOME": str(tmp_path)}
+            subprocess.run([sys.executable, script.name], cwd=newcomers_folder, env=environment, check=True, timeout=60)
 
 
 def test_the_lines_from_nothing_to_published_run_in_their_order(newcomers_folder: Path, tmp_path: Path) -> None:

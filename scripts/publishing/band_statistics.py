@@ -104,7 +104,8 @@ def to_numpy(column: pa.Array) -> npt.NDArray[Any]:
         return array
     if pa.types.is_struct(column.type):  # an image
         images = pc.struct_field(column, "bytes").to_pylist()
-        return np.stack([np.asarray(PIL.Image.open(io.BytesIO(image))) for image in images])
+        formats = [options["format"] for options in so2sat.IMAGE_FORMATS.values()]  # to look for others takes time
+        return np.stack([np.asarray(PIL.Image.open(io.BytesIO(image), formats=formats)) for image in images])
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 

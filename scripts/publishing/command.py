@@ -77,7 +77,7 @@ def run(
     except (CommandError, so2sat.SourceError, OSError) as error:
         if options.debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {so2sat.printable(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if options.debug:

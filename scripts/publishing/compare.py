@@ -159,5 +159,5 @@ def _psnr(file: bytes, other: bytes) -> float:
 
 def one_line(found: object) -> str:
     """An error or another thing as one line of at most 200 characters."""
-    text = " ".join(str(found).split()) or type(found).__name__
+    text = so2sat.printable(found) or type(found).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"

@@ -83,7 +83,7 @@ class Config:
         Raises:
             so2sat.SourceError: A file is missing or not as expected.
         """
-        return self.opener(*(path(folder, name) for name in self.files[split]))
+        return self.opener(*(so2sat.join(folder, name) for name in self.files[split]))
 
     @property
     def is_official(self) -> bool:
@@ -109,11 +109,6 @@ class Config:
         if datasets.Image in kinds:
             return Limits(1024, 32_768)  # shards enough for parallel readers
         return Limits(16_384, 1 << 20)
-
-
-def path(folder: str, name: str) -> str:
-    """The path or URL of a source file."""
-    return f"{folder.rstrip('/')}/{name}"
 
 
 def _bytes(feature: Any) -> int:

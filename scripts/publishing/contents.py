@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 
+import so2sat
 from publishing import card, facts, manifest, places, shards
 from publishing.band_statistics import METHOD, Statistics
 from publishing.compare import one_line
@@ -45,7 +46,7 @@ class Finding:
 
     def __str__(self) -> str:
         """The line that is printed, whatever files are called."""
-        return "".join(letter if letter.isprintable() else "�" for letter in f"{self.file}: {self.problem}")
+        return so2sat.printable(f"{self.file}: {self.problem}")
 
 
 # ┌─────────────────────────┐

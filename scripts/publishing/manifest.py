@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import so2sat
-from publishing import configs, files, places, shards
+from publishing import files, places, shards
 from publishing.command import CommandError
 from publishing.configs import CONFIGS, Limits
 from publishing.shards import Shard, ShardRecord
@@ -145,7 +145,7 @@ def describe(folder: str, names: Iterable[str]) -> dict[str, SourceRecord]:
     """
     records = {}
     for name in names:
-        path, is_geo = configs.path(folder, name), places.is_geo(name)
+        path, is_geo = so2sat.join(folder, name), places.is_geo(name)
         with (
             contextlib.suppress(so2sat.MissingSourceError),
             places.open_geo(path) if is_geo else so2sat.open_source(path) as source,
