@@ -45,7 +45,7 @@ _TAGS = (
     *("multispectral", "local-climate-zones", "urban"),
 )
 # Percentiles in the table of bands.
-_SHOWN = ("0.1", "50", "99.9")
+_SHOWN = {"0.1": "percentile 0.1", "50": "median", "99.9": "percentile 99.9"}
 # Size categories of the Hub: lower bound and name.
 _SIZE_CATEGORIES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))
 
@@ -113,7 +113,7 @@ def words(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, An
         "bands_over": origin,
         "band_table": _band_table(bands),
         "pair_table": _pair_table(geo),
-        "overlapping": geo["validation"]["shared"]["test"]["near"] if ten_cities <= geo.keys() else None,
+        "overlapping": _near(geo, "validation", "test") if ten_cities <= geo.keys() else "",
         "editions": _editions(manifest),
     }
 
@@ -289,6 +289,11 @@ def patches_per_class(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, list
     return {split: [*summary["patches_per_class"].values()] for split, summary in splits.items()}
 
 
+def _near(geo: Mapping[str, Mapping[str, Any]], split: str, other: str) -> str:
+    """How many patches of a split overlap one of another split."""
+    return f"{geo[split]['shared'][other]['near']:,} of {sum(geo[split]['patches_per_class'].values()):,}"
+
+
 def _pair_table(geo: Mapping[str, Mapping[str, Any]]) -> str:
     """What every pair of splits of `geo` shares; empty without pairs."""
     rows = []
@@ -296,8 +301,8 @@ def _pair_table(geo: Mapping[str, Mapping[str, Any]]) -> str:
         for other, shared in summary["shared"].items():
             counts = (geo[name]["patches_per_class"].values() for name in (split, other))
             classes = sum(bool(ours and theirs) for ours, theirs in zip(*counts))
-            near = f"{shared['near']:,} of {sum(summary['patches_per_class'].values()):,} in {split}"
-            rows.append((f"{split} and {other}", f"{shared['cities']:,}", f"{classes}", near))
+            near = f"{_near(geo, split, other)} in {split}"
+            rows.append((f"{split} and {other}", f"{shared['cities']}", f"{classes}", near))
     header = ("splits", "shared cities", "shared classes", "overlapping patches")
     return _table(["---", "---:", "---:", "---"], header, *rows) if rows else ""
 
@@ -319,11 +324,11 @@ def _band_table(bands: Bands) -> str:
     for column, summaries in bands.items():
         for index, summary in enumerate(summaries):
             band = known[column][index] if column in known else so2sat.Band(summary["name"], "0 to 255", "")
-            cells = (f"`{column}[..., {index}]`", band.name, band.meaning, f"{band.wavelength or ''}")
+            cells = (f"`{column}` {index}", band.name, band.meaning, f"{band.wavelength or ''}")
             percentiles = summary["percentiles"] or {}
             numbers = [*(percentiles.get(key) for key in _SHOWN), summary["mean"], summary["std"]]
             rows.append((*cells, *map(_number, numbers)))
-    header = ("values", "band", "meaning", "nm", *(f"{key} %" for key in _SHOWN), "mean", "std")
+    header = ("column, index", "band", "meaning", "nm", *_SHOWN.values(), "mean", "std")
     return _table(["---", "---", "---", *["---:"] * 6], header, *rows) if rows else ""
 
 
