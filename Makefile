@@ -62,7 +62,7 @@ clean:
 .venv/train/ready: pyproject.toml | .venv/demo
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat \
-		--editable '.[scripts,http,test]' '$(TORCH)' uv
+		--editable '.[scripts,http,test,train]' '$(TORCH)' lightning uv
 	touch $@
 
 .venv/tfds/ready: Makefile | .venv/demo

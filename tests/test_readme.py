@@ -62,12 +62,13 @@ if multiprocess.current_process().name == "MainProcess":
 
 
 def test_the_lines_from_nothing_to_published_run_in_their_order(newcomers_folder: Path, tmp_path: Path) -> None:
-    """But for the download, which is asked for its help: the official servers are elsewhere."""
+    """But for the download, which is asked for its help: the official servers are elsewhere. The data are a sample."""
     commands = ("download", "build", "verify", "upload")
     assert [line.split()[0] for line in SCRIPTS] == [f"scripts/{name}.py" for name in commands]
     with hub.serving(tmp_path) as server:
         for line in SCRIPTS:
-            arguments = [*line.split(), *(["--help"] if "download" in line else [])]
+            more = {"scripts/download.py": "--help", "scripts/upload.py": "--synthetic"}.get(line.split()[0])
+            arguments = [*line.split(), *([more] if more else [])]
             subprocess.run([sys.executable, *arguments], cwd=newcomers_folder, env=server.environment(), check=True)
         assert "README.md" in server.repository("ORG/so2sat").files()
         assert FROM_HUB
