@@ -13,9 +13,9 @@ demo: .venv/demo
 	$(BIN)/python scripts/build.py $(DEMO)/data $(DEMO)/so2sat
 	HF_HOME=$(CURDIR)/$(DEMO)/cache $(BIN)/python scripts/demo.py $(DEMO)/so2sat $(DEMO)/preview.png
 
-# On two cores.
+# On two cores. ARGS= goes to pytest, such as ARGS="-k overlap".
 test: .venv/test .venv/datasets-3.6.0/ready .venv/datasets-4.0.0/ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 # From the demo's repository to a trained model. It has an environment of its own, because PyTorch and what comes with it
 # take 6 GB; the test with uv makes another one under build. TORCH= chooses another build of PyTorch.

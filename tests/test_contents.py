@@ -62,9 +62,9 @@ def test_an_incomplete_build_is_one_finding(damaged: Path) -> None:
 
 
 def test_a_file_that_another_version_lists_is_no_finding(damaged: Path) -> None:
-    edit_json(damaged / manifest.NAME, lambda content: content["files"].update({"assets/map.png": "0" * 64}))
+    edit_json(damaged / manifest.NAME, lambda content: content["files"].update({"assets/seasons.png": "0" * 64}))
     assert files(damaged) == []
-    assert "assets/map.png" in contents.strays(damaged, manifest.load_built(damaged))
+    assert "assets/seasons.png" in contents.strays(damaged, manifest.load_built(damaged))
 
 
 # ── Strays ───────────────────────────────────────────────────────────────────────────────────────────────────────────

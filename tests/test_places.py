@@ -73,7 +73,7 @@ def test_positions_are_where_their_cities_are(tmp_path: Path) -> None:
 def test_longitude_and_latitude_are_of_the_centre_of_the_patch(tmp_path: Path) -> None:
     # CN Tower, Toronto: 17N 630084 m E, 4833438 m N is 43°38′33.24″ N, 79°23′13.7″ W (Wikipedia, UTM).
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(facts.CITIES, "toronto", facts.City(32617, -79.4, 43.7))
+        patch.setitem(facts.CITIES, "toronto", facts.City("Toronto", 32617, -79.4, 43.7))
         tower = write_places(tmp_path / "x_geo.h5", "toronto", (32617, 630_084 - 160, 4_833_438 + 160))
         found = read_all(tower)
     assert found["longitude"][0] == pytest.approx(-(79 + 23 / 60 + 13.7 / 3600), abs=2e-5)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-import yaml
 
 import benchmark
 import hub
@@ -20,8 +20,10 @@ from publishing import facts
 from servers import Line, ftp_server
 
 PROJECT = Path(so2sat.__file__).parent
-README = (PROJECT / "README.md").read_text()
-PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FROM_HUB = [block for block in BLOCKS if "ORG/so2sat" in block]
+PYTHON = [block for block in BLOCKS if block not in FROM_HUB]
 DOCSTRING_BLOCK = re.compile(r"^    from so2sat import .*?(?=^    load_dataset|^\S|\Z)", re.MULTILINE | re.DOTALL)
 PUBLISHER = facts.EDITIONS[2].files["validation.h5"].url.removesuffix("/validation.h5")
 SCRIPTS = re.findall(r"^python (scripts/.*?)(?: +#.*)?$", README, re.MULTILINE)
@@ -70,6 +72,11 @@ def test_the_lines_from_nothing_to_published_run_in_their_order(newcomers_folder
             arguments = [*line.split(), *([more] if more else [])]
             subprocess.run([sys.executable, *arguments], cwd=newcomers_folder, env=server.environment(), check=True)
         assert "README.md" in server.repository("ORG/so2sat").files()
+        assert FROM_HUB
+        for block in FROM_HUB:
+            subprocess.run(
+                [sys.executable, "-c", block], cwd=tmp_path, env=server.environment(), check=True, timeout=60
+            )
 
 
 def test_the_map_is_the_tree() -> None:
@@ -91,7 +98,7 @@ def test_the_citation_is_that_of_the_builder() -> None:
 
 
 def test_the_table_of_speeds_is_made_of_the_figures_that_were_measured() -> None:
-    cases = json.loads((PROJECT / "assets" / "benchmark.json").read_text())["cases"]
+    cases = json.loads((PROJECT / "assets" / "benchmark.json").read_bytes())["cases"]
     assert benchmark.readme_table(cases) in README
 
 
@@ -100,14 +107,20 @@ def test_relative_links_lead_to_files() -> None:
         assert (PROJECT / target).exists()
 
 
-def test_the_header_is_a_dataset_cards() -> None:
-    header = yaml.safe_load(README.split("---\n")[1])
-    assert header["license"] == so2sat.LICENSE
-    assert not {"configs", "dataset_info"} & {*header}  # they are a repository's, and measured
-
-
 def test_make_targets_of_the_page_exist() -> None:
-    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
-    assert targets == ["demo", "test", "train"]
-    for target in targets:
-        subprocess.run(["make", "--dry-run", target], cwd=PROJECT, check=True, capture_output=True)
+    commands = re.findall(r"^make [^#\n]+", README, re.MULTILINE)
+    assert {command.split()[1] for command in commands} == {"demo", "test", "train", "lint"}
+    for command in commands:
+        arguments = shlex.split(command)
+        done = subprocess.run([*arguments, "--dry-run"], cwd=PROJECT, check=True, capture_output=True, text=True)
+        assert all(part.removeprefix("ARGS=") in done.stdout for part in arguments[2:])
+
+
+def test_what_the_page_names_in_code_is_there() -> None:
+    """Of the recipes: names that are written in capitals, and functions that are to be changed."""
+    recipes = README.split("## Change it")[1].split("## Test it")[0]
+    code = "".join(
+        path.read_text(encoding="utf-8") for path in [PROJECT / "so2sat.py", *PROJECT.glob("scripts/**/*.py")]
+    )
+    for name in re.findall(r"`([A-Z_]+|recipe|read_columns|pictures)`", recipes):
+        assert re.search(rf"^(def )?{name}\b", code, re.MULTILINE), name

@@ -298,9 +298,8 @@ def test_code_of_the_card_that_needs_pytorch_runs(
     blocks = [
         block for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "from train import" in block
     ]
-    assert len(blocks) == 4
+    assert len(blocks) == 2
     for block in blocks:
-        assert len([line for line in block.splitlines() if line]) <= 20
         subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
 
 

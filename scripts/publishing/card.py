@@ -7,7 +7,6 @@ import html
 import json
 import re
 import shlex
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +19,14 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 import so2sat
-from publishing import facts
+from publishing import facts, places
 from publishing.band_statistics import to_numpy
 from publishing.configs import CONFIGS
 from publishing.manifest import Manifest
 
 NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-PICTURES = ("assets/bands.png", "assets/classes.png", "assets/histogram.png")
+PICTURES = tuple(f"assets/{name}.png" for name in ("bands", "classes", "histogram", "map"))
 
 # Stands in for the card while a repository is being built. It names a file that is never there, because without any
 # card `load_dataset` would guess splits from what files there are and load half a dataset as if it were whole.
@@ -45,13 +44,15 @@ _TAGS = (
     *("geospatial", "remote-sensing", "earth-observation", "satellite", "sentinel-1", "sentinel-2", "sar"),
     *("multispectral", "local-climate-zones", "urban"),
 )
+# Percentiles in the table of bands.
+_SHOWN = {"0.1": "percentile 0.1", "50": "median", "99.9": "percentile 99.9"}
 # Size categories of the Hub: lower bound and name.
 _SIZE_CATEGORIES = ((100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1_000, "1K<n<10K"), (0, "n<1K"))
 
 # Statistics of a repository: what stands in statistics.json under `configs`.
 Statistics = Mapping[str, Mapping[str, Mapping[str, Any]]]
-# By array: which split of which config, in words, and the statistics of its bands.
-Bands = dict[str, tuple[str, Sequence[Mapping[str, Any]]]]
+# By column: the statistics of its bands.
+Bands = dict[str, Sequence[Mapping[str, Any]]]
 
 
 def render(manifest: Manifest, statistics: Statistics, name: str) -> str:
@@ -79,7 +80,42 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
 
 def words(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, Any]:
     """What the template is filled with; the arguments are those of `render`."""
-    return {**_conditions(manifest, statistics, name), **_contents(manifest, statistics, name)}
+    parts, (origin, bands) = _parts(manifest), _bands(manifest, statistics)
+    splits = {key: {*manifest.splits(part.config)} for key, part in parts.items()}
+    is_full, ten_cities = "images" in parts or "arrays" in parts, {"validation", "test"}
+    geo = statistics[parts["geo"].config] if "geo" in parts else {}
+    return {
+        "so2sat": so2sat,
+        "facts": facts,
+        "is_on_hub": "/" in name,
+        "is_synthetic": bool(manifest.synthetic),
+        "is_full": is_full,
+        "has_images": "images" in parts,
+        "has_arrays": "arrays" in parts,
+        "has_geo": is_full and "geo" in parts,
+        "has_training": {"train", "test"} <= splits["trained"],
+        "has_validation": "validation" in splits["trained"],
+        "has_ten_cities": ten_cities <= splits["main"],
+        "has_overlap": ten_cities <= splits.get("geo", set()),
+        "has_edition_3": len(_official(manifest)) < len(manifest.configs),
+        **{key: parts.get(key) for key in ("main", "arrays", "geo", "trained")},
+        "name": json.dumps(name, ensure_ascii=False),
+        "plain_name": name,
+        "shell_name": shlex.quote(f"./{name}" if name.startswith("-") else name),
+        "synthetic": _escaped(manifest.synthetic),
+        "patches": _patches(manifest),
+        "train_cities": ", ".join(city.name for key, city in facts.CITIES.items() if key not in facts.TEST_CITIES),
+        "test_cities": ", ".join(facts.CITIES[key].name for key in facts.TEST_CITIES),
+        "image_format": so2sat.IMAGE_FORMATS[manifest.image_format],
+        "channels": sum(map(len, CONFIGS[parts["trained"].config].bands.values())),
+        "config_table": _config_table(manifest),
+        "class_table": _class_table(manifest, statistics),
+        "bands_over": origin,
+        "band_table": _band_table(bands),
+        "pair_table": _pair_table(geo),
+        "overlapping": _near(geo, "validation", "test") if ten_cities <= geo.keys() else "",
+        "editions": _editions(manifest),
+    }
 
 
 class _Part(NamedTuple):
@@ -90,90 +126,28 @@ class _Part(NamedTuple):
     small: str
 
 
-def _part(manifest: Manifest, configs: Sequence[str]) -> _Part | None:
-    """The first of some configs; None without any."""
-    if not configs:
-        return None
-    splits = [*manifest.splits(configs[0])]
-    return _Part(configs[0], splits[0], "validation" if "validation" in splits else splits[-1])
+def _part(manifest: Manifest, config: str) -> _Part:
+    splits = [*manifest.splits(config)]
+    return _Part(config, splits[0], "validation" if "validation" in splits else splits[-1])
 
 
-def _parts(manifest: Manifest) -> dict[str, _Part | None]:
-    """The configs that the card's code names: by their columns, shown first, to train on, with the official splits."""
+def _parts(manifest: Manifest) -> dict[str, _Part]:
+    """The configs that the card's code names, by what their columns hold; of those with the official splits.
 
-    def having(*columns: str) -> list[str]:
-        return [config for config in manifest.configs if {*columns} <= {*CONFIGS[config].features}]
-
-    images, arrays, geo = (
-        _part(manifest, having(*columns)) for columns in (("image",), ("sentinel1", "sentinel2"), ("x", "y"))
-    )
-    patches = having("sentinel1", "sentinel2") + having("image")
-    trained = [config for config in patches if {"train", "test"} <= {*manifest.splits(config)}]
-    official = [config for config in _official(manifest) if config in patches]
-    return {
-        "images": images,
-        "arrays": arrays,
-        "geo": geo,
-        "main": images or arrays or geo or _part(manifest, [*manifest.configs]),
-        "trained": _part(manifest, trained),
-        "official": _part(manifest, official),
-    }
+    `main` is shown first and `trained` is for training. Without official patches these are any, and the card is short.
+    """
+    found = {}
+    for key, columns in (("images", ["image"]), ("arrays", ["sentinel1", "sentinel2"]), ("geo", places.PLACE)):
+        having = [config for config in _official(manifest) if {*columns} <= {*CONFIGS[config].features}]
+        if having:
+            found[key] = _part(manifest, having[0])
+    main = found.get("images") or found.get("arrays") or _part(manifest, next(iter(manifest.configs)))
+    return {**found, "main": main, "trained": found.get("arrays") or main}
 
 
-def _conditions(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, bool]:
-    """What the repository has, by the names of the template's conditions."""
-    splits = {key: {*manifest.splits(part.config)} if part else set() for key, part in _parts(manifest).items()}
-    ten_cities = {"validation", "test"}
-    return {
-        "is_on_hub": "/" in name,
-        "is_synthetic": bool(manifest.synthetic),
-        "is_short": not (splits["images"] or splits["arrays"] or splits["geo"]),
-        "has_images": bool(splits["images"]),
-        "has_arrays": bool(splits["arrays"]),
-        "has_patches": bool(splits["images"] or splits["arrays"]),
-        "has_geo": bool(splits["geo"]),
-        "has_places": bool(splits["geo"] and splits["official"]),
-        "has_common": bool(_common_classes(manifest, statistics)),
-        "has_several": len(manifest.configs) > 1,
-        "has_jpeg": manifest.image_format == "jpeg",
-        "has_training": bool(splits["trained"]),
-        "has_validation": "validation" in splits["trained"],
-        "has_official_splits": bool(_official(manifest)),
-        "has_cities": len(_official(manifest)) == len(manifest.configs),
-        "has_edition_3": len(_official(manifest)) < len(manifest.configs),
-        "has_random": any(config.endswith("_random") for config in manifest.configs),
-        "has_block": any(config.endswith("_block") for config in manifest.configs),
-        "has_pairs": len(splits["geo"]) > 1,
-        "has_leakage": ten_cities <= splits["geo"],
-        "has_culture_10": ten_cities <= splits["official"],
-        "has_ten_cities": ten_cities <= splits["official"] | splits["geo"],
-    }
-
-
-def _contents(manifest: Manifest, statistics: Statistics, name: str) -> dict[str, Any]:
-    """Names, texts and tables about what the repository has."""
-    parts, bands = _parts(manifest), _bands(statistics)
-    return {
-        **parts,
-        "name": json.dumps(name, ensure_ascii=False),
-        "plain_name": name,
-        "shell_name": shlex.quote(f"./{name}" if name.startswith("-") else name),
-        "quality": so2sat.IMAGE_FORMATS["jpeg"]["quality"],
-        "classes": len(so2sat.LABELS),
-        "citation": so2sat.CITATION,
-        "common": next(iter(_common_classes(manifest, statistics)), 0),
-        "synthetic": _escaped(manifest.synthetic),
-        "patches": _patches(manifest),
-        "bands": "8 of Sentinel-1, 10 of Sentinel-2" if parts["arrays"] else "red, green, blue (B4, B3, B2)",
-        "cities": _cities(manifest),
-        "sizes": ", ".join(f"`{config}` {_size(_bytes(manifest, config))}" for config in manifest.configs),
-        "config_table": _config_table(manifest),
-        "class_tables": _class_tables(manifest, statistics),
-        "bands_over": " and ".join(dict.fromkeys(origin for origin, _ in bands.values())),
-        "band_table": _band_table(bands),
-        "constants": _constants(bands),
-        "pair_table": _pair_table(statistics["geo"]) if "geo" in manifest.configs else "",
-    }
+def _official(manifest: Manifest) -> list[str]:
+    """The configs with the splits of editions 1, 2 and 4."""
+    return [config for config in manifest.configs if CONFIGS[config].is_official]
 
 
 def _card_data(manifest: Manifest) -> DatasetCardData:
@@ -192,9 +166,7 @@ def _card_data(manifest: Manifest) -> DatasetCardData:
         splits = manifest.splits(config)
         data_files = [{"split": split, "path": glob(manifest, config, split)} for split in splits]
         configs[config] = {"description": _digest(manifest, config), "data_files": data_files}
-    main = _parts(manifest)["main"]
-    assert main
-    configs[main.config]["default"] = True  # `rgb` where it is there
+    configs[_parts(manifest)["main"].config]["default"] = True  # `rgb` where it is there
     configs.to_dataset_card_data(data)
     dataset_infos(manifest).to_dataset_card_data(data)
     return data
@@ -249,41 +221,28 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]{}#|!~])", r"\\\1", line)
 
 
-def _size(count: int) -> str:
-    unit, size = next(
-        (unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= size or size == 1e3
-    )
-    return f"{count / size:,.1f} {unit}"
-
-
-def _official(manifest: Manifest) -> list[str]:
-    """The configs with the splits of editions 1, 2 and 4."""
-    return [config for config in manifest.configs if CONFIGS[config].is_official]
-
-
-def _divisions(manifest: Manifest) -> list[list[str]]:
-    """The configs by the ways in which the patches are split, `geo` last: it may lack a split."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for config in sorted(manifest.configs, key=lambda config: not CONFIGS[config].bands):
-        found.setdefault(tuple(names[0] for names in CONFIGS[config].files.values()), []).append(config)
-    return [*found.values()]
+def _divisions(manifest: Manifest) -> dict[str, str]:
+    """A config for each way in which the patches are split, by the folder of its sources, the official one first."""
+    found: dict[str, str] = {}
+    for config in sorted(manifest.configs, key=lambda config: not CONFIGS[config].bands):  # `geo` may lack a split
+        (source, *_), *_ = CONFIGS[config].files.values()
+        found.setdefault(source.rpartition("/")[0], config)
+    return dict(sorted(found.items()))
 
 
 def _patches(manifest: Manifest) -> str:
-    texts: dict[str, list[str]] = {}
-    for configs in _divisions(manifest):
-        splits = manifest.splits(configs[0])
-        parts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
-        texts.setdefault(f"{sum(splits.values()):,} ({parts})", configs)
-    return "; ".join(f"{text} in `{configs[0]}`" if len(texts) > 1 else text for text, configs in texts.items())
+    splits = manifest.splits(next(iter(_divisions(manifest).values())))
+    return f"{sum(splits.values()):,}: " + ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
 
 
-def _cities(manifest: Manifest) -> str:
-    """How many cities the official splits have (Zhu et al. 2020)."""
-    splits = {split for config in _official(manifest) for split in manifest.splits(config)}
-    if "train" not in splits:
-        return "10"
-    return "42" if splits == {"train"} else "52: 42 of train, 10 of the other splits"
+def _editions(manifest: Manifest) -> dict[int, str]:
+    """The homepages of the editions that the sources are of: of those with the same files the first."""
+    covered = {number: manifest.sources.keys() & edition.files.keys() for number, edition in facts.EDITIONS.items()}
+    found: dict[int, Any] = {}
+    for number, names in sorted(covered.items(), key=lambda item: -len(item[1])):
+        if not any(names <= others for others in found.values()):
+            found[number] = names
+    return {number: facts.EDITIONS[number].homepage for number in sorted(found)}
 
 
 # ┌──────────┐
@@ -298,28 +257,31 @@ def _table(alignment: Sequence[str], *rows: Sequence[str]) -> str:
 
 def _config_table(manifest: Manifest) -> str:
     rows = []
-    for config in manifest.configs:
+    for config, info in dataset_infos(manifest).items():
         columns = ", ".join(f"`{name}`" for name in CONFIGS[config].features)
-        counts = ", ".join(f"{split} {count:,}" for split, count in manifest.splits(config).items())
-        rows.append((f"`{config}`", columns, CONFIGS[config].description, counts))
-    return _table(["---"] * 4, ("config", "columns", "what", "rows"), *rows)
+        count = sum(manifest.splits(config).values())
+        sizes = [f"{size / 1e9:,.2f} GB" for size in (info.download_size, info.dataset_size)]
+        rate = f"{count / max(info.dataset_size, 1) * 1e9:,.0f}"
+        rows.append((f"`{config}`", CONFIGS[config].description, columns, f"{count:,}", *sizes, rate))
+    header = ("config", "content", "columns", "rows", "download", "on disk (Arrow)", "rows per GB of Arrow")
+    return _table(["---"] * 3 + ["---:"] * 4, header, *rows)
 
 
-def _class_tables(manifest: Manifest, statistics: Statistics) -> str:
-    """A table of patches per class for each way in which patches are split."""
-    tables = []
-    for configs in _divisions(manifest):
-        counts = patches_per_class(statistics[configs[0]])
-        rows = [
-            (str(index), code, name, *(f"{split[index]:,}" for split in counts.values()))
-            for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS))
-        ]
-        total = ("", "", "**all**", *(f"**{sum(split):,}**" for split in counts.values()))
-        alignment = ["---:", ":---:", "---", *("---:" for _ in counts)]
-        table = _table(alignment, ("index", "LCZ", "class", *counts), *rows, total)
-        named = [config for config in configs if CONFIGS[config].bands] or configs
-        tables.append(f"{', '.join(f'`{config}`' for config in named)}:\n\n{table}")
-    return "\n".join(tables)
+def _class_table(manifest: Manifest, statistics: Statistics) -> str:
+    """Patches per class and split, with the splits of edition 3 beside the official ones."""
+    counts: dict[str, Sequence[int]] = {}
+    for division, config in _divisions(manifest).items():
+        counts |= {
+            f"{division} {split}".strip(): of_split for split, of_split in patches_per_class(statistics[config]).items()
+        }
+    rows = [
+        (str(index), code, name, *(f"{of_split[index]:,}" for of_split in counts.values()))
+        for index, (code, name) in enumerate(zip(facts.LCZ_CODES, so2sat.LABELS))
+    ]
+    total = ("", "", "**all**", *(f"**{sum(of_split):,}**" for of_split in counts.values()))
+    return _table(
+        ["---:", ":---:", "---", *("---:" for _ in counts)], ("`label`", "LCZ", "class", *counts), *rows, total
+    )
 
 
 def patches_per_class(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -327,63 +289,51 @@ def patches_per_class(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, list
     return {split: [*summary["patches_per_class"].values()] for split, summary in splits.items()}
 
 
-def _common_classes(manifest: Manifest, statistics: Statistics) -> list[int]:
-    """Classes that every split of the config shown first has, the last one first."""
-    main = _parts(manifest)["main"]
-    counts = patches_per_class(statistics[main.config]).values() if main else ()
-    return [index for index in reversed(range(len(so2sat.LABELS))) if all(split[index] for split in counts)]
+def _near(geo: Mapping[str, Mapping[str, Any]], split: str, other: str) -> str:
+    """How many patches of a split overlap one of another split."""
+    return f"{geo[split]['shared'][other]['near']:,} of {sum(geo[split]['patches_per_class'].values()):,}"
 
 
-def _pair_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """What every pair of splits of `geo` shares."""
+def _pair_table(geo: Mapping[str, Mapping[str, Any]]) -> str:
+    """What every pair of splits of `geo` shares; empty without pairs."""
     rows = []
-    for split, summary in splits.items():
+    for split, summary in geo.items():
         for other, shared in summary["shared"].items():
-            counts = (splits[name]["patches_per_class"].values() for name in (split, other))
+            counts = (geo[name]["patches_per_class"].values() for name in (split, other))
             classes = sum(bool(ours and theirs) for ours, theirs in zip(*counts))
-            near = f"{shared['near']:,} of {sum(summary['patches_per_class'].values()):,} in {split}"
-            rows.append((f"{split} and {other}", f"{shared['cities']:,}", f"{classes}", near))
-    header = ("splits", "cities in both", "classes in both", "patches near one of the other split")
-    return _table(["---", "---:", "---:", "---"], header, *rows)
+            near = f"{_near(geo, split, other)} in {split}"
+            rows.append((f"{split} and {other}", f"{shared['cities']}", f"{classes}", near))
+    header = ("splits", "shared cities", "shared classes", "overlapping patches")
+    return _table(["---", "---:", "---:", "---"], header, *rows) if rows else ""
 
 
-def _bands(statistics: Statistics) -> Bands:
-    """Of every array the statistics of its bands over train, or else over the first split that there is."""
+def _bands(manifest: Manifest, statistics: Statistics) -> tuple[str, Bands]:
+    """The split that is shown, train or else the first that there is, and the statistics of its bands, images last."""
+    split = _parts(manifest)["trained"].first
     found: Bands = {}
-    splits = [(config, split) for config, splits in statistics.items() for split in splits]
-    for config, split in sorted(splits, key=lambda pair: pair[1] != "train"):
-        for column, summaries in statistics[config][split]["bands"].items():
-            found.setdefault(column, (f"{split} of `{config}`", summaries))
-    return dict(sorted(found.items(), key=lambda item: item[0] == "image"))
+    for splits in statistics.values():
+        for column, summaries in splits[split]["bands"].items() if split in splits else ():
+            found.setdefault(column, summaries)
+    return split, dict(sorted(found.items(), key=lambda item: item[0] == "image"))
 
 
 def _band_table(bands: Bands) -> str:
-    """The bands with mean and standard deviation, by array."""
+    """The bands with some percentiles, mean and standard deviation, by column; empty without bands."""
     known = {"sentinel1": so2sat.SENTINEL1_BANDS, "sentinel2": so2sat.SENTINEL2_BANDS}
     rows = []
-    for column, (_, summaries) in bands.items():
+    for column, summaries in bands.items():
         for index, summary in enumerate(summaries):
-            cells = (f"{summary['name']}", "8-bit pixel", "0 to 255", "")
-            if column in known:
-                band = known[column][index]
-                cells = (band.name, band.meaning, band.unit, f"{band.wavelength or ''}")
-            rows.append((f"`{column}`", str(index), *cells, _number(summary["mean"]), _number(summary["std"])))
-    header = ("column", "index", "band", "meaning", "unit", "nm", "mean", "std")
-    return _table(["---", "---:", "---", "---", "---", "---:", "---:", "---:"], header, *rows)
-
-
-def _constants(bands: Bands) -> str:
-    """Python code with mean and standard deviation of every band, by array."""
-    lines = []
-    for column, (_, summaries) in bands.items():
-        for name in ("mean", "std"):
-            numbers = textwrap.fill(", ".join(_number(summary[name]) for summary in summaries), 88)
-            lines += [f"{column.upper()}_{name.upper()} = [", textwrap.indent(numbers + ",", "    "), "]"]
-    return "\n".join(lines)
+            band = known[column][index] if column in known else so2sat.Band(summary["name"], "0 to 255", "")
+            cells = (f"`{column}` {index}", band.name, band.meaning, f"{band.wavelength or ''}")
+            percentiles = summary["percentiles"] or {}
+            numbers = [*(percentiles.get(key) for key in _SHOWN), summary["mean"], summary["std"]]
+            rows.append((*cells, *map(_number, numbers)))
+    header = ("column, index", "band", "meaning", "nm", *_SHOWN.values(), "mean", "std")
+    return _table(["---", "---", "---", *["---:"] * 6], header, *rows) if rows else ""
 
 
 def _number(value: float | None) -> str:
-    return "None" if value is None else f"{value:.6g}"
+    return "None" if value is None else f"{value:.4g}"
 
 
 # ┌────────────┐
@@ -397,22 +347,36 @@ def pictures(folder: Path, manifest: Manifest, statistics: Statistics) -> dict[s
 
     note = "Synthetic data, not measured" if manifest.synthetic else ""
     parts = _parts(manifest)
-    main, bands = parts["main"], {column: summaries for column, (_, summaries) in _bands(statistics).items()}
-    assert main
-    drawn = {"assets/histogram.png": figures.class_histogram(patches_per_class(statistics[main.config]), note)}
-    if pixels := parts["images"] or parts["arrays"]:
-        patches = figures.pick_patches(_batches(folder, manifest, pixels.config, pixels.first))
-        drawn["assets/classes.png"] = figures.class_grid(patches, note)
-    if parts["arrays"]:
-        drawn["assets/bands.png"] = figures.band_statistics(bands, note)
-    return drawn
+    if not {"images", "arrays"} & parts.keys():
+        return {}  # the short card has none
+    counts, (_, bands) = patches_per_class(statistics[parts["main"].config]), _bands(manifest, statistics)
+    patches = figures.pick_patches(_batches(folder, manifest, parts["main"]))
+    drawn = {"histogram": figures.class_histogram(counts, note), "classes": figures.class_grid(patches, note)}
+    if "arrays" in parts:
+        drawn["bands"] = figures.band_statistics(bands, note)
+    if "geo" in parts:
+        drawn["map"] = figures.city_map(_centres(folder, manifest, parts["geo"].config), note)
+    return {f"assets/{name}.png": drawn[name] for name in sorted(drawn)}
 
 
-def _batches(folder: Path, manifest: Manifest, config: str, split: str) -> Iterator[tuple[Any, Any]]:
-    """Labels and images or pixels of a split, block by block."""
-    column = "image" if "image" in CONFIGS[config].features else "sentinel2"
-    for name in manifest.shard_names(config, split):
+def _batches(folder: Path, manifest: Manifest, part: _Part) -> Iterator[tuple[Any, Any]]:
+    """Labels and images or pixels of a config's first split, block by block."""
+    column = "image" if "image" in CONFIGS[part.config].features else "sentinel2"
+    for name in manifest.shard_names(part.config, part.first):
         with pq.ParquetFile(folder / name) as file:
             for batch in file.iter_batches(so2sat.ROWS_PER_BLOCK, columns=["label", column]):
                 values = batch.column(column)
                 yield batch.column("label"), values if column == "image" else so2sat.to_rgb(to_numpy(values))
+
+
+def _centres(folder: Path, manifest: Manifest, config: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Mean longitude and latitude of the patches of every city, by split and the city's name."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for split in manifest.splits(config):
+        columns = ["city", "longitude", "latitude"]
+        table = pq.read_table([folder / name for name in manifest.shard_names(config, split)], columns=columns)
+        means = table.group_by("city").aggregate([("longitude", "mean"), ("latitude", "mean")]).sort_by("city")
+        found[split] = {
+            facts.CITIES[row["city"]].name: (row["longitude_mean"], row["latitude_mean"]) for row in means.to_pylist()
+        }
+    return found

