@@ -10,6 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings 
 # Sample data → Parquet repository → a look at it, in under three minutes.
 demo: .venv/demo
 	$(BIN)/python scripts/sample.py $(DEMO)/data
+	rm -rf $(DEMO)/so2sat  # which another version of the project may have built
 	$(BIN)/python scripts/build.py $(DEMO)/data $(DEMO)/so2sat
 	HF_HOME=$(CURDIR)/$(DEMO)/cache $(BIN)/python scripts/demo.py $(DEMO)/so2sat $(DEMO)/preview.png
 
