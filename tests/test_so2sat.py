@@ -30,9 +30,9 @@ from hypothesis.extra import numpy as hnp
 import build
 import so2sat
 from bad_sources import BAD_SOURCES
-from conftest import Arrays, RangeServer, random_arrays, write_source
+from conftest import Arrays, random_arrays, write_source
 from publishing import facts
-from servers import Line, ftp_server
+from servers import Line, RangeServer, ftp_server, serving
 from so2sat import So2Sat, SourceError
 
 # ── Schema ───────────────────────────────────────────────────────────────────────────────────────────────────────────
