@@ -213,7 +213,7 @@ def test_what_does_not_exist_is_an_error_at_once(tmp_path: Path, capsys: Any, ar
 # Bad lines
 
 
-LINES = {
+LINES: dict[str, Callable[[int], tuple[list[int], str]]] = {  # of a size: where it breaks, and how
     "cut 30 times": lambda size: ([random.Random(0).randrange(size // 35) for _ in range(30)], "close"),
     "silent": lambda size: ([size // 2], "stall"),
     "control connection dead at the end": lambda size: ([size], "vanish"),
