@@ -97,6 +97,7 @@ def _upload(options: argparse.Namespace) -> None:
     _set_client()
     if not options.dry_run:
         _check_token(options)  # before minutes of reading
+    changed_at = {name: (folder / name).stat().st_ctime_ns for name in built.shards}
     files = _read(folder, built, options)
     if options.dry_run:
         _check_token(options)
@@ -120,6 +121,8 @@ def _upload(options: argparse.Namespace) -> None:
             head = _find(options)
         target = {"repo_id": name, "revision": revision, "create_pr": options.create_pr, **DATASET}
         _send(changed, target)
+        if any((folder / name).stat().st_ctime_ns != changed_at[name] for name in built.shards):
+            raise CommandError(f"{folder}: was changed while it was sent; nothing was committed, run it again")
         title = f"{TITLE}{built.version}: {', '.join(built.configs)}"
         revision, head = _ask(_commit, files, operations, target, title, str(head))
         if left := _ask(_left_to_do, name, files, head):
