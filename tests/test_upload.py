@@ -299,44 +299,29 @@ def test_what_is_not_sound_is_not_sent(
     dataset.refuses(problem, copy)
 
 
-@pytest.mark.parametrize(
-    ("is_there", "token", "problem"),
-    [
-        (False, None, "no token of the Hub: run 'hf auth login', or set HF_TOKEN"),
-        (False, "hf_\x7funknown", "the token has letters"),
-        (False, "hf_unknown", "does not know this token"),
-        (False, "read", "this token may not do that"),
-        (True, "read", "this token may not do that"),
-        (True, "stranger", "--create-pr"),
-    ],
-)
-def test_a_token_that_may_not_write_is_told_before_anything_is_sent(
-    dataset: Dataset, is_there: bool, token: str | None, problem: str, many: Path
+LOGIN = "no token of the Hub: run 'hf auth login', or set HF_TOKEN"
+REFUSED: list[tuple[bool, list[str], dict[str, Any], str]] = [
+    (False, [], {"token": None}, LOGIN),
+    (False, [], {"token": "hf_\x7funknown"}, "the token has letters"),
+    (False, [], {"token": "hf_unknown"}, "does not know this token"),
+    (False, [], {"token": "read"}, "this token may not do that"),
+    (True, [], {"token": "read"}, "this token may not do that"),
+    (True, [], {"token": "stranger"}, "--create-pr"),
+    (True, ["--revision", "nowhere"], {}, "Revision Not Found"),
+    (False, ["--revision", "next"], {}, "it has no branch next"),
+    (True, ["--private"], {}, "is there already, and public"),
+    (True, ["--create-pr", "--revision", "next"], {}, "leave out --revision"),
+    (False, [], {"to": "org/train"}, "train.py"),  # nobody could load it
+]
+
+
+@pytest.mark.parametrize(("is_there", "options", "more", "problem"), REFUSED)
+def test_what_can_not_work_is_told_before_anything_is_sent(
+    dataset: Dataset, is_there: bool, options: list[str], more: dict[str, Any], problem: str, many: Path
 ) -> None:
     if is_there:
         dataset.create()
-    dataset.refuses(problem, many, "--debug", token=token)
-
-
-@pytest.mark.parametrize(
-    ("is_there", "options", "problem"),
-    [
-        (True, ["--revision", "nowhere"], "Revision Not Found"),
-        (False, ["--revision", "next"], "it has no branch next"),
-        (True, ["--private"], "is there already, and public"),
-        (True, ["--create-pr", "--revision", "next"], "leave out --revision"),
-    ],
-)
-def test_options_that_do_not_fit_what_is_there_are_refused(
-    dataset: Dataset, is_there: bool, options: list[str], problem: str, many: Path
-) -> None:
-    if is_there:
-        dataset.create()
-    dataset.refuses(problem, many, *options)
-
-
-def test_no_name_is_taken_under_which_it_can_not_be_loaded(dataset: Dataset, many: Path) -> None:
-    dataset.refuses("train.py", many, to="org/train")
+    dataset.refuses(problem, many, *options, "--debug", **more)
 
 
 def test_a_card_that_the_hub_refuses_is_told(dataset: Dataset, many: Path) -> None:
@@ -373,8 +358,11 @@ def test_one_failure_anywhere_changes_nothing_in_the_end(
     assert len(dataset.repository.commits) == 2
 
 
-def test_a_commit_whose_answer_was_lost_is_recognised(dataset: Dataset, many: Path) -> None:
-    dataset.server.fail("commit", "lost")
+@pytest.mark.parametrize(("stage", "kind"), [("commit", "lost"), ("transfer", "403")])
+def test_a_lost_answer_to_the_commit_and_an_address_of_the_storage_that_is_too_old_take_no_other_run(
+    dataset: Dataset, stage: str, kind: str, many: Path
+) -> None:
+    dataset.server.fail(stage, kind)
     dataset.upload(many)
     assert dataset.holds(many)
 
@@ -414,12 +402,6 @@ def test_what_would_fail_again_is_asked_once(dataset: Dataset, stage: str, statu
     dataset.fails(status, many, "--debug")
     assert len(dataset.server.asked(stage)) == 1
     assert dataset.repository.files().keys() == INITIAL
-
-
-def test_an_address_in_the_storage_that_has_grown_too_old_is_asked_for_anew(dataset: Dataset, many: Path) -> None:
-    dataset.server.fail("transfer", "403")
-    dataset.upload(many)
-    assert dataset.holds(many)
 
 
 @pytest.mark.parametrize("stage", ["preupload", "commit"])
@@ -481,7 +463,7 @@ def test_what_is_small_is_uploaded_as_it_was_when_it_changes_meanwhile(
 
 
 def test_a_shard_that_changes_meanwhile_is_not_committed(dataset: Dataset, copy: Path) -> None:
-    dataset.server.on("batch", lambda request: shutil.copy(copy / SHARD, copy / "new").replace(copy / SHARD))
+    dataset.server.on("batch", lambda request: Path(shutil.copy(copy / SHARD, copy / "new")).replace(copy / SHARD))
     dataset.fails("was changed while it was sent", copy)
     assert dataset.repository.files().keys() == INITIAL
 
