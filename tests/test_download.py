@@ -148,9 +148,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def run(site: Site, folder: Path, *arguments: str) -> int:
+def run(site: Site, folder: Path) -> int:
     """Runs the command line for a site's edition."""
-    return download.main([str(folder), "--edition", str(site.edition), *arguments])
+    return download.main([str(folder), "--edition", str(site.edition)])
 
 
 def visible(folder: Path) -> dict[str, bytes]:
@@ -211,7 +211,6 @@ def test_what_does_not_exist_is_an_error_at_once(tmp_path: Path, capsys: Any, ar
 
 
 # Bad lines
-
 
 LINES: dict[str, Callable[[int], tuple[list[int], str]]] = {  # of a size: where it breaks, and how
     "cut 30 times": lambda size: ([random.Random(0).randrange(size // 35) for _ in range(30)], "close"),

@@ -102,16 +102,6 @@ def test_jpeg_has_quality_95_and_no_chroma_subsampling() -> None:
     assert image.quantization[0][0] == (16 * 10 + 50) // 100
 
 
-def test_a_patch_is_encoded_by_itself_whatever_was_before_it() -> None:
-    patches = np.random.default_rng(0).uniform(0, 0.4, (3, 32, 32, 10))
-    pixels = so2sat.to_rgb(patches)
-    assert pixels.flags.c_contiguous
-    for image, patch in zip(so2sat.encode_images(pixels, "jpeg"), pixels):
-        alone = io.BytesIO()
-        PIL.Image.fromarray(patch).save(alone, **so2sat.IMAGE_FORMATS["jpeg"])
-        assert image == alone.getvalue()
-
-
 # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 STORED = {
@@ -530,13 +520,6 @@ def test_a_config_has_the_splits_whose_files_are_there(
     assert len(warnings) == (len(splits) < 3)
     for split, name in so2sat.SOURCE_FILES.items():
         assert any(split in line and name in line for line in warnings) == (split not in splits)
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_edition_3_may_have_one_split(split: str, source_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "block").mkdir()
-    (tmp_path / so2sat.BLOCK_FILES[split]).symlink_to(source_folder / "testing.h5")
-    assert {name: len(rows) for name, rows in prepared(tmp_path, tmp_path / "c", "rgb_block").items()} == {split: 33}
 
 
 @pytest.mark.parametrize("remote", [False, True])

@@ -380,6 +380,12 @@ def test_it_waits_as_long_as_the_hub_asks(dataset: Dataset, stage: str, header: 
     assert [request.fault for request in dataset.server.asked(stage)[:2]] == ["429", ""]
 
 
+def test_a_commit_that_does_not_hold_what_was_sent_is_told(dataset: Dataset, many: Path) -> None:
+    dataset.create()
+    dataset.server.fail("tree", "[]", after=1)  # the look back
+    dataset.fails("differs from", many)
+
+
 def test_a_result_that_can_not_be_loaded_is_told(dataset: Dataset, many: Path) -> None:
     dataset.server.fail("download", "404", times=float("inf"))
     dataset.fails("is uploaded, but can't be loaded", many, loads=True)
