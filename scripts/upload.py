@@ -186,14 +186,17 @@ def _read(folder: Path, built: Manifest, options: argparse.Namespace) -> list[Co
 
 
 def _set_client() -> None:
-    """Lets huggingface_hub wait for an answer for some minutes, not for ever."""
+    """Lets huggingface_hub wait for an answer for some minutes, not for ever, as it asks in listings and elsewhere."""
+
+    def limit(request: httpx2.Request) -> None:
+        request.extensions["timeout"] = httpx2.Timeout(ANSWER_SECONDS).as_dict()
+
     try:
         hooks = huggingface_hub.get_session().event_hooks
     except ImportError:
         raise CommandError(hub.NO_SOCKS) from None
-    huggingface_hub.set_client_factory(
-        lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=httpx2.Timeout(ANSWER_SECONDS))
-    )
+    hooks["request"] = [*hooks["request"], limit]
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True))
 
 
 def _check_token(options: argparse.Namespace) -> None:

@@ -380,6 +380,24 @@ def test_it_waits_as_long_as_the_hub_asks(dataset: Dataset, stage: str, header: 
     assert [request.fault for request in dataset.server.asked(stage)[:2]] == ["429", ""]
 
 
+@pytest.mark.parametrize("stage", ["info", "tree", "commit"])
+def test_a_hub_that_stays_silent_is_asked_again(
+    dataset: Dataset, stage: str, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stay_silent(request: hub.Call) -> None:
+        dataset.server.hooks.clear()
+        asked, deadline = len(dataset.server.asked(stage)), time.monotonic() + 20
+        while len(dataset.server.asked(stage)) == asked:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    monkeypatch.setattr(upload, "ANSWER_SECONDS", 1)
+    dataset.create()
+    dataset.server.on(stage, stay_silent)
+    dataset.upload(many)
+    assert dataset.holds(many)
+
+
 def test_a_commit_that_does_not_hold_what_was_sent_is_told(dataset: Dataset, many: Path) -> None:
     dataset.create()
     dataset.server.fail("tree", "[]", after=1)  # the look back
