@@ -756,7 +756,7 @@ async def _http_size(filesystem: Any, url: str) -> int:
     session = await filesystem.set_session()
     headers = {**filesystem.kwargs.get("headers", {}), "Range": "bytes=0-0", "Accept-Encoding": "identity"}
     async with session.get(filesystem.encode_url(url), **{**filesystem.kwargs, "headers": headers}) as answer:
-        if answer.status in (404, 410):
+        if answer.status == 404:
             raise FileNotFoundError(url)
         answer.raise_for_status()
         size = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", ""))
@@ -837,20 +837,11 @@ def to_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def encode_images(pixels: npt.NDArray[np.uint8], image_format: str) -> list[bytes]:
-    """Encodes patches of shape (rows, 32, 32, 3), uint8, as image files in one of IMAGE_FORMATS.
-
-    Raises:
-        ValueError: The patches have another shape or dtype.
-    """
-    shape = (PATCH_SIZE, PATCH_SIZE)
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (*shape, 3):
-        raise ValueError(
-            f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 (rows, {PATCH_SIZE}, {PATCH_SIZE}, 3)"
-        )
+    """Encodes patches of shape (rows, 32, 32, 3), uint8, as image files in one of IMAGE_FORMATS."""
     files = []
     for patch in pixels:
         buffer = io.BytesIO()
-        image = PIL.Image.frombytes("RGB", shape, patch.tobytes())
+        image = PIL.Image.frombytes("RGB", (PATCH_SIZE, PATCH_SIZE), patch.tobytes())
         image.save(buffer, **IMAGE_FORMATS[image_format])
         files.append(buffer.getvalue())
     return files

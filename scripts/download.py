@@ -22,10 +22,10 @@ import httpx2
 import tqdm
 from huggingface_hub import constants, get_hf_file_metadata, get_session
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
+from huggingface_hub.utils import build_hf_headers
 
 import so2sat
-from publishing import command, facts, files
+from publishing import command, facts, files, hub
 from publishing.command import CommandError
 
 SERVERS: Mapping[str, str] = {"ftp": "tum", "hf": "hub"}  # by the scheme of the URLs in facts
@@ -108,14 +108,10 @@ def _select(
     edition: int, splits: Sequence[str] | None, server: str | None
 ) -> tuple[dict[str, facts.SourceFile], list[str]]:
     """The files that are asked for by their path in the folder, those of a split together, and other servers."""
-    if edition not in facts.EDITIONS:
-        raise CommandError(f"there is no edition {edition}; choose one of {', '.join(map(str, facts.EDITIONS))}")
     servers = _servers(edition)
-    server = server or next(iter(servers), "")
+    server = server or next(iter(servers))
     if server not in servers:
-        raise CommandError(
-            f"edition {edition} is not on the server {server!r}; it is on: {', '.join(servers) or 'none'}"
-        )
+        raise CommandError(f"edition {edition} is not on the server {server!r}; it is on: {', '.join(servers)}")
     selected: dict[str, facts.SourceFile] = {}
     for split in splits or so2sat.SOURCE_FILES:
         stem = so2sat.SOURCE_FILES[split].removesuffix(".h5")  # of training.h5, training_geo.h5, random/training.h5 …
@@ -136,9 +132,8 @@ def _servers(edition: int) -> dict[str, dict[str, facts.SourceFile]]:
             for name, file in own.items()
             if there is own or (file.md5 and name in there and there[name].md5 == file.md5)
         }
-        server = SERVERS.get(urlsplit(next(iter(there.values())).url).scheme)
-        if server and len(same) == len(own):
-            found.setdefault(server, same)
+        if len(same) == len(own):
+            found.setdefault(SERVERS[urlsplit(next(iter(there.values())).url).scheme], same)
     return found
 
 
@@ -336,7 +331,7 @@ def _server_errors(host: str) -> Iterator[None]:
         kind = ServerError if str(error).startswith("530") else LastingError
         raise kind(f"{host} answers {error}") from None
     except ImportError:
-        raise LastingError("the proxy speaks SOCKS, which takes: pip install 'httpx2[socks]'") from None
+        raise LastingError(hub.NO_SOCKS) from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, UnicodeEncodeError):
         raise LastingError(f"{host} can't be asked; {SETTINGS}") from None
     except OfflineModeIsEnabled:
@@ -351,15 +346,11 @@ def _server_errors(host: str) -> Iterator[None]:
 
 def _refusal(response: httpx2.Response) -> ServerError:
     """What an error status means."""
-    status, limit = response.status_code, parse_ratelimit_headers(response.headers)
-    message = f"{response.url.host} answers {status} {httpx2.codes.get_reason_phrase(status)}"
-    # The storage behind the Hub refuses addresses that are too old; the next attempt gets a new one.
-    if not (status in (408, 425, 429) or status >= 500) and str(response.url).startswith(constants.ENDPOINT):
+    message = f"{response.url.host} answers {response.status_code} {response.reason_phrase}"
+    if not hub.is_transient(response):
         return LastingError(f"{message}; {SETTINGS}")
-    error, wait = ServerError(message), response.headers.get("Retry-After", "")
-    error.pause = int(wait) if wait.isdecimal() else 0
-    if limit and not limit.remaining:
-        error.pause = limit.reset_in_seconds + 1
+    error = ServerError(message)
+    error.pause = hub.asked_pause(response)
     return error
 
 

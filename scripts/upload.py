@@ -24,12 +24,13 @@ import tqdm
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-from publishing import card, command, contents, manifest
+from publishing import card, command, contents, hub, manifest
 from publishing.command import CommandError
 from publishing.configs import CONFIGS
 from publishing.manifest import Manifest
+from so2sat import printable
 
 EXAMPLES = """\
   python scripts/upload.py build/so2sat ORG/so2sat --dry-run      check everything and show what would be done
@@ -84,8 +85,8 @@ def _run(options: argparse.Namespace) -> None:
         _upload(options)
     except (httpx2.HTTPError, httpx2.InvalidURL, json.JSONDecodeError) as error:
         if options.debug:
-            print(_public(traceback.format_exc()), file=sys.stderr)
-        raise CommandError(f"the Hub: {_public(str(error)) or type(error).__name__}; {_advice(error)}") from None
+            print(*map(printable, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
+        raise CommandError(printable(f"the Hub: {str(error) or type(error).__name__}; {_advice(error)}")) from None
 
 
 def _upload(options: argparse.Namespace) -> None:
@@ -130,7 +131,7 @@ def _upload(options: argparse.Namespace) -> None:
         print("up to date: no commit is needed")
     load_back(built, name, str(head))
     page = f"/discussions/{revision.removeprefix('refs/pr/')}" if revision.startswith("refs/pr/") else ""
-    print(_public(f"{constants.ENDPOINT}/datasets/{name}{page}"))
+    print(printable(f"{constants.ENDPOINT}/datasets/{name}{page}"))
     at = "" if revision == MAIN else f', revision="{revision}"'
     for config in [*built.configs][:2]:
         print(f'load_dataset("{name}", "{config}"{at})')
@@ -185,15 +186,17 @@ def _read(folder: Path, built: Manifest, options: argparse.Namespace) -> list[Co
 
 
 def _set_client() -> None:
-    """Lets huggingface_hub wait for an answer for some minutes, not for ever."""
+    """Lets huggingface_hub wait for an answer for some minutes, not for ever, as it asks in listings and elsewhere."""
+
+    def limit(request: httpx2.Request) -> None:
+        request.extensions["timeout"] = httpx2.Timeout(ANSWER_SECONDS).as_dict()
+
     try:
         hooks = huggingface_hub.get_session().event_hooks
     except ImportError:
-        what = "the environment names a SOCKS proxy (ALL_PROXY, HTTPS_PROXY)"
-        raise CommandError(f"{what}: run pip install 'httpx2[socks]', or unset it") from None
-    huggingface_hub.set_client_factory(
-        lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=httpx2.Timeout(ANSWER_SECONDS))
-    )
+        raise CommandError(hub.NO_SOCKS) from None
+    hooks["request"] = [*hooks["request"], limit]
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True))
 
 
 def _check_token(options: argparse.Namespace) -> None:
@@ -275,7 +278,7 @@ def _check_edits(repo_id: str, head: str, replace_card: bool) -> None:
         return
     commit = _ask(HfApi().list_repo_commits, repo_id, revision=info.last_commit.oid, **DATASET)[0]
     edit = f"{', '.join(commit.authors)} edited the card in {commit.commit_id[:8]}, {commit.title!r}"
-    link = _public(f"{constants.ENDPOINT}/datasets/{repo_id}/commit/{commit.commit_id}")
+    link = printable(f"{constants.ENDPOINT}/datasets/{repo_id}/commit/{commit.commit_id}")
     if not replace_card:
         raise CommandError(f"{repo_id}: {edit}; look at {link}; --replace-card takes all edits away")
     print(f"  {edit}, which is replaced: {link}")
@@ -357,8 +360,8 @@ def load_back(built: Manifest, repo_id: str, commit: str) -> None:
         run = [sys.executable, "-c", _LOAD, repo_id, commit, *built.configs]
         done = subprocess.run(run, stderr=subprocess.PIPE, text=True, env=environment, cwd=elsewhere)
     if done.returncode:
-        reason = _public(done.stderr.strip().rpartition("\n")[2])
-        raise CommandError(f"{repo_id} is uploaded, but can't be loaded: {reason}")
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise CommandError(printable(f"{repo_id} is uploaded, but can't be loaded: {reason}"))
 
 
 # Errors
@@ -387,9 +390,7 @@ def _advice(error: Exception) -> str:
 def _is_transient(error: Exception) -> bool:
     """Whether the same request may well succeed."""
     if isinstance(error, HfHubHTTPError):
-        # 409, 412: _commit looks who has changed the branch. Addresses in the storage behind the Hub grow too old.
-        status, is_of_hub = error.response.status_code, str(error.response.url).startswith(constants.ENDPOINT)
-        return status in (408, 409, 412, 429) or status >= 500 or not is_of_hub
+        return hub.is_transient(error.response)  # after 409 and 412, _commit looks who has changed the branch
     return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.UnsupportedProtocol)
 
 
@@ -403,31 +404,10 @@ def _ask(
         except httpx2.HTTPError as error:
             if isinstance(error, lasting) or not _is_transient(error):
                 raise
-            wait = max(pause, _asked_pause(error))
-            reason = " ".join(_public(str(error)).split())
-            tqdm.tqdm.write(f"the Hub: {reason}; next attempt in {wait} s", file=sys.stderr)
+            wait = max(pause, hub.asked_pause(error.response) if isinstance(error, HfHubHTTPError) else 0)
+            tqdm.tqdm.write(printable(f"the Hub: {error}; next attempt in {wait} s"), file=sys.stderr)
             time.sleep(wait)
     return function(*args, **options)
-
-
-def _asked_pause(error: Exception) -> int:
-    """How many seconds the Hub asks to wait."""
-    if not isinstance(error, HfHubHTTPError):
-        return 0
-    response = error.response
-    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
-    if limit and not limit.remaining:
-        return limit.reset_in_seconds + 1
-    asked = response.headers.get("Retry-After", "")
-    return int(asked) if asked.isdecimal() else 0
-
-
-def _public(text: str) -> str:
-    """A text for the terminal: no token, no passwords and signatures in URLs."""
-    if token := huggingface_hub.get_token():
-        text = text.replace(token, "…")
-    text = re.sub(r"(\w://)[^/\s]+@", r"\1", text)
-    return re.sub(r"(\w://[^\s?'\"]+\?)[^\s'\"]+", r"\1…", text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""Fixtures: tiny source files of every shape, and an HTTP server that serves them."""
+"""Fixtures: tiny source files of every shape, and repositories made of them."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
-import functools
 import hashlib
-import http.server
 import importlib.util
 import json
 import os
@@ -16,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,6 +35,7 @@ import sample  # noqa: E402
 import so2sat  # noqa: E402
 from publishing import card, manifest, shards  # noqa: E402
 from publishing.configs import Limits  # noqa: E402
+from servers import RangeServer, serving  # noqa: E402
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -266,101 +263,6 @@ def wait_for_a_shard(process: subprocess.Popen[bytes], output: Path) -> None:
     while not list(output.glob("*/*.parquet")):
         assert process.poll() is None
         time.sleep(0.001)
-
-
-class RangeServer(http.server.ThreadingHTTPServer):
-    """Serves a folder with byte ranges. Counts what it sends and fails when told to."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), functools.partial(_RangeHandler, directory=str(folder)))
-        self.requests: list[tuple[str, str]] = []  # method and path
-        self.bytes_sent = 0
-        # Asked for every request with its number: None to serve it, a status to refuse it, "cut" to break off half-way,
-        # "loop" to send the client here again.
-        self.fault: Callable[[int], int | str | None] = lambda number: None
-        self.path_faults: dict[str, int] = {}  # statuses by path
-        self.ranges = True
-        self.connections = 0  # that are open
-
-    @property
-    def url(self) -> str:
-        """Address of the folder."""
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serves a connection until it ends."""
-        self.connections += 1
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.connections -= 1
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stays quiet about clients that hang up."""
-
-
-class _RangeHandler(http.server.SimpleHTTPRequestHandler):
-    server: RangeServer
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        self.server.requests.append((self.command, self.path))
-        fault = self.server.path_faults.get(self.path) or self.server.fault(len(self.server.requests))
-        if isinstance(fault, int):
-            self.send_error(fault)
-            return
-        if fault == "loop":
-            self.send_response(302)
-            self.send_header("Location", self.path)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        size = path.stat().st_size
-        wanted = self.headers.get("Range") if self.server.ranges else None
-        first, last = 0, size - 1
-        if wanted:
-            low, high = wanted.removeprefix("bytes=").split("-")
-            first, last = int(low), min(int(high or size - 1), size - 1)
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(last - first + 1))
-        if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        self.end_headers()
-        if body:
-            length = (last - first + 1) // (2 if fault == "cut" else 1)
-            with path.open("rb") as file:
-                file.seek(first)
-                self.wfile.write(file.read(length))
-            self.server.bytes_sent += length
-            self.close_connection = fault == "cut"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[RangeServer]:
-    """Serves `folder` over HTTP on loopback."""
-    with RangeServer(folder) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture

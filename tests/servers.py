@@ -1,13 +1,14 @@
-"""Servers of files on 127.0.0.1, good ones and bad ones: FTP, and the storage behind the Hub."""
+"""Servers of files on 127.0.0.1, over good lines and bad ones: FTP and HTTP."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import http.server
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,43 +85,87 @@ def ftp_server(folder: Path, line: Line) -> Iterator[str]:
     thread.join()
 
 
+class RangeServer(http.server.ThreadingHTTPServer):
+    """Serves a folder over HTTP, by ranges of bytes, as far as its line allows."""
+
+    daemon_threads, block_on_close = True, False
+
+    def __init__(self, folder: Path, line: Line | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(_RangeHandler, directory=str(folder)))
+        self.line = line or Line()
+        self.requests: list[str] = []  # their paths
+        # Asked for every request with its number: None to serve it, a status to refuse it, "cut" to break off half-way.
+        self.fault: Callable[[int], int | str | None] = lambda number: None
+        self.connections = 0  # that are open
+
+    @property
+    def url(self) -> str:
+        """Address of the folder."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of files."""
+        return self.line.sent
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serves a connection until it ends."""
+        self.connections += 1
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections -= 1
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stays quiet about clients that hang up."""
+
+
+class _RangeHandler(http.server.SimpleHTTPRequestHandler):
+    server: RangeServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        assert "Bearer" not in self.headers.get("Authorization", ""), "the token is for the Hub alone"
+        self.server.requests.append(self.path)
+        fault, path = self.server.fault(len(self.server.requests)), Path(self.translate_path(self.path))
+        if self.server.line.pages:
+            self.wfile.write(self.server.line.pages.pop(0))
+            self.close_connection = True
+        elif isinstance(fault, int) or not path.is_file():
+            self.send_error(fault if isinstance(fault, int) else 404)
+        else:
+            self._send(path, 0.5 if fault == "cut" else 1)
+
+    def _send(self, path: Path, share: float) -> None:
+        """Sends the range that was asked for, or the beginning of it, and then what the line says."""
+        line, size = self.server.line, path.stat().st_size
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if line.ranges else None
+        first, last = (int(wanted[1]), min(int(wanted[2] or size), size - 1)) if wanted else (0, size - 1)
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        length = int(min(line.begin(), (last - first + 1) * share))
+        line.sent += length
+        with path.open("rb") as file:
+            file.seek(first)
+            self.wfile.write(file.read(length))
+        self.close_connection = length <= last - first
+        if self.close_connection and line.ending == "stall":
+            line.over.wait()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def storage_server(stored: Mapping[str, bytes], line: Line) -> Iterator[str]:
-    """Serves what the Hub has in its large file storage, in its place, by SHA-256."""
-
-    class Storage(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert "Authorization" not in self.headers, "the token is for the Hub alone"
-            if line.pages:
-                self.wfile.write(line.pages.pop(0))
-                return
-            content = stored[self.path.rpartition("/")[2]]
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            first = int(wanted[1]) if wanted and line.ranges else 0
-            self.send_response(206 if wanted and line.ranges else 200)
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-            self.send_header("Content-Length", str(len(content) - first))
-            self.end_headers()
-            body = content[first:][: int(min(line.begin(), len(content)))]
-            line.sent += len(body)
-            with contextlib.suppress(OSError):
-                self.wfile.write(body)
-            if first + len(body) < len(content) and line.ending == "stall":
-                line.over.wait()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with running(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Storage)) as host:
-        yield f"http://{host}"
-        line.over.set()
-
-
-@contextlib.contextmanager
-def running(server: Any) -> Iterator[str]:
-    """Runs a server and yields its host and port."""
-    server.daemon_threads, server.block_on_close = True, False
-    with server:
+def serving(folder: Path, line: Line | None = None) -> Iterator[RangeServer]:
+    """Serves a folder over HTTP on loopback."""
+    with RangeServer(folder, line) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.line.over.set()
+            server.shutdown()

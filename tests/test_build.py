@@ -31,7 +31,6 @@ import verify
 from conftest import (
     SMALL,
     Arrays,
-    RangeServer,
     contents,
     edit_json,
     hearing,
@@ -43,6 +42,7 @@ from publishing import card, files, manifest, shards
 from publishing.command import CommandError
 from publishing.configs import Limits
 from publishing.shards import Shard
+from servers import RangeServer
 
 # ── Any part ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

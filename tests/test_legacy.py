@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import so2sat
-from conftest import Arrays, RangeServer, legacy_python
+from conftest import Arrays, legacy_python
 from publishing import card
 from publishing.configs import CONFIGS
-from servers import Line, ftp_server
+from servers import Line, RangeServer, ftp_server
 
 PROJECT = Path(so2sat.__file__).parent
 

@@ -24,10 +24,11 @@ import pytest
 import build
 import so2sat
 import verify
-from conftest import serving, write_shard, write_source
+from conftest import write_shard, write_source
 from publishing import facts, places
 from publishing.command import CommandError
 from publishing.configs import CONFIGS
+from servers import serving
 
 with Path(__file__).with_name("data").joinpath("positions.csv").open() as lines:
     POSITIONS = list(csv.DictReader(lines))

@@ -17,17 +17,16 @@ import verify
 from conftest import (
     Arrays,
     Edit,
-    RangeServer,
     contents,
     edit_json,
     edited,
     random_arrays,
-    serving,
     set_value,
     write_shard,
     write_source,
 )
 from publishing import card, manifest
+from servers import RangeServer, serving
 
 RGB_TRAIN, RGB_TEST = "rgb/train-00000-of-00001.parquet", "rgb/test-00000-of-00001.parquet"
 ALL_TRAIN_0, ALL_TRAIN_1 = "all/train-00000-of-00002.parquet", "all/train-00001-of-00002.parquet"
