@@ -69,7 +69,6 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 from datasets.fingerprint import Hasher
-from datasets.utils.file_utils import is_remote_url
 from fsspec.core import url_to_fs
 from fsspec.implementations.ftp import FTPFile, FTPFileSystem
 
@@ -255,7 +254,7 @@ class So2SatConfig(datasets.BuilderConfig):  # type: ignore[misc]
             raise ValueError(f"data_dir {self.data_dir!r} is not a path or a URL")
         if self.data_dir:
             self.data_dir = os.fspath(self.data_dir)
-        if self.data_dir and is_remote_url(self.data_dir):
+        if self.data_dir and is_url(self.data_dir):
             # It becomes the name of a folder, which must not show a password.
             config_kwargs = {**config_kwargs, "data_dir": Hasher.hash(self.data_dir)}
         elif self.data_dir:
@@ -372,9 +371,14 @@ def printable(text: object) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in line)
 
 
+def is_url(path: str) -> bool:
+    """Whether a path is an fsspec URL, not a local one; a colon alone may be in a name, and is in those of Windows."""
+    return "://" in path
+
+
 def split_query(path: str) -> tuple[str, str]:
     """Divides a URL before its query; other paths have none."""
-    path, mark, query = path.partition("?") if is_remote_url(path) else (path, "", "")
+    path, mark, query = path.partition("?") if is_url(path) else (path, "", "")
     return path, mark + query
 
 
@@ -403,7 +407,7 @@ def find_sources(folder: str, config: str, storage_options: Mapping[str, Any] | 
     files = CONFIGS[config].files
     if files == SOURCE_FILES:
         check_folder(folder, config)
-    if not is_remote_url(folder) and not os.path.isdir(os.path.expanduser(folder)):
+    if not is_url(folder) and not os.path.isdir(os.path.expanduser(folder)):
         raise MissingSourceError(f"{folder}: no such folder, expected one with {' or '.join(files.values())}")
     sources = {}
     for split, name in files.items():
@@ -550,7 +554,7 @@ class Source:
 def _open_h5(stack: contextlib.ExitStack, path: str, storage_options: Mapping[str, Any]) -> h5py.File:
     expected = "expected an HDF5 file of So2Sat"
     try:
-        if is_remote_url(path):
+        if is_url(path):
             file = stack.enter_context(contextlib.closing(_RemoteFile(path, storage_options)))
             return stack.enter_context(h5py.File(file, "r"))
         path = os.path.expanduser(path)
@@ -559,6 +563,8 @@ def _open_h5(stack: contextlib.ExitStack, path: str, storage_options: Mapping[st
         # Nobody writes these files, and a lock fails on some network file systems.
         return stack.enter_context(h5py.File(path, "r", locking=False))
     except FileNotFoundError as error:
+        if os.path.islink(path):
+            raise SourceError(f"{path}: a link to {os.readlink(path)}, which is not there, {expected}") from error
         raise MissingSourceError(f"{path}: no such file, {expected}") from error
 
 

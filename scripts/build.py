@@ -19,7 +19,6 @@ from pathlib import Path
 
 import tqdm
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-from datasets.utils.file_utils import is_remote_url
 
 import so2sat
 from publishing import card, command, contents, executors, files, manifest, shards
@@ -89,7 +88,9 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] | None 
         " 'local' starts a cluster of --workers processes",
     )
     parser.add_argument(
-        "--rewrite", action="store_true", help="write every shard anew; needed to replace measured data by synthetic"
+        "--rewrite",
+        action="store_true",
+        help="write every shard anew; needed to take in synthetic data, or a source with other rows",
     )
     parser.add_argument(
         "--drop",
@@ -144,7 +145,7 @@ def build(
         CommandError: The repository can't be written as things are.
     """
     output = Path(os.path.expanduser(output)).resolve()
-    folder = source if is_remote_url(source) else os.path.abspath(os.path.expanduser(source))
+    folder = source if so2sat.is_url(source) else os.path.abspath(os.path.expanduser(source))
     _check_output(output)
     old = Manifest.load(output)
     kept = [] if drop or not old else [*old.configs]
@@ -152,9 +153,8 @@ def build(
     print(f"{so2sat.printable(source)}: checking all labels and places")
     new = _describe(folder, configs, kept, image_format or (old.image_format if old else "jpeg"), limits or {})
     if output.name == contents.TRAIN.stem and contents.has_patches(new):
-        raise CommandError(
-            f"{output}: a folder of this name can't be loaded with {contents.TRAIN.name} in it; {_RENAME}"
-        )
+        what = f"a folder of this name can't be loaded with {contents.TRAIN.name} in it"
+        raise CommandError(f"{output}: {what}; {_RENAME}")
     with files.locked(output, shards.STATE_FOLDER), _cleaned(output):
         if old != Manifest.load(output):
             raise CommandError(f"{output}: another build has changed it meanwhile; run the same command again")
@@ -164,15 +164,11 @@ def build(
             if not rewrite:
                 new.shards = _unchanged(old, new)
         # Before the first shard, so that no conversion of hours ends in an error of the card's template.
-        card.render(
-            new, contents.summaries(output, dataclasses.replace(new, shards={}), contents.blank(new)), output.name
-        )
+        blank = dataclasses.replace(new, shards={})
+        card.render(blank, contents.summaries(output, blank, contents.blank(blank)), output.name)
         with _runner(dask, workers, output, folder, new) as run:
-            statistics = _make(run, output, folder, new)
-        if changed := [name for name, state in _states(folder).items() if state != states.get(name)]:
-            new.shards = {}
-            new.save(output)
-            raise CommandError(f"{folder}: {changed[0]} was changed while it was read; run the same command again")
+            statistics = _make(run, output, folder, new, [*old.configs] if old else [])
+        _forget_changed(output, folder, new, states)
         _finish(output, new, statistics)
     return new
 
@@ -219,7 +215,7 @@ def _describe(
         CommandError: A file is there under two names.
     """
     wanted = [config for name, config in CONFIGS.items() if not asked or name in asked or name in kept]
-    names = dict.fromkeys(name for config in wanted for files in config.files.values() for name in files)
+    names = dict.fromkeys(name for config in wanted for of_split in config.files.values() for name in of_split)
     sources = manifest.describe(folder, names)
     new = Manifest(so2sat.VERSION, image_format, sources, {})
     new.configs = {
@@ -276,21 +272,40 @@ def _check_together(folder: str, new: Manifest, config: Config) -> None:
 
 def _states(folder: str) -> dict[str, tuple[int, int]]:
     """What tells that a local source file was changed without reading it: size and time."""
-    names = {name for config in CONFIGS.values() for files in config.files.values() for name in files}
-    paths = {name: Path(so2sat.join(folder, name)) for name in names if not is_remote_url(folder)}
+    names = {name for config in CONFIGS.values() for of_split in config.files.values() for name in of_split}
+    paths = {name: Path(so2sat.join(folder, name)) for name in names if not so2sat.is_url(folder)}
     stats = {name: path.stat() for name, path in paths.items() if path.is_file()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _forget_changed(output: Path, folder: str, new: Manifest, states: Mapping[str, tuple[int, int]]) -> None:
+    """Makes sure that no source was changed while it was read.
+
+    Raises:
+        CommandError: One was; the manifest no longer knows the shards that are made of it.
+    """
+    now = _states(folder)
+    changed = [name for name in new.sources if now.get(name) != states.get(name)]
+    if changed:
+        made = [shard.name for shard in new.plan() if {*CONFIGS[shard.config].files[shard.split]} & {*changed}]
+        new.shards = {name: record for name, record in new.shards.items() if name not in made}
+        _mark_incomplete(output, new, [])
+        raise CommandError(f"{folder}: {changed[0]} was changed while it was read; run the same command again")
 
 
 def _check_slips(output: Path, old: Manifest, new: Manifest, rewrite: bool, drop: bool) -> None:
     """Makes sure that hours of work are not replaced by a slip of the hand.
 
     Raises:
-        CommandError: A source of the repository is gone, or synthetic data would replace measured data.
+        CommandError: A source is gone or has other rows than before, or synthetic data would replace measured data.
     """
     gone = [name for name in old.sources if name not in new.sources]
     if gone and not drop:
         raise CommandError(f"{output}: was made from {gone[0]} too, which SOURCE lacks; --drop removes its split")
+    for name in () if rewrite else old.sources.keys() & new.sources.keys():
+        if (before := old.sources[name].rows) != (now := new.sources[name].rows):
+            what = f"was made from {name} with {before:,} rows, SOURCE's has {now:,}"
+            raise CommandError(f"{output}: {what}; --rewrite takes it in")
     invented = {name for name, record in new.sources.items() if record.synthetic}
     known = {name for name, record in old.sources.items() if record.synthetic}
     if invented - known and old.sources.keys() - known and not rewrite:
@@ -327,7 +342,7 @@ def _runner(
 ) -> contextlib.AbstractContextManager[executors.Run]:
     """Where shards are made."""
     if dask:
-        paths = [] if is_remote_url(folder) else [so2sat.join(folder, name) for name in new.sources]
+        paths = [] if so2sat.is_url(folder) else [so2sat.join(folder, name) for name in new.sources]
         return executors.dask_cluster(dask, workers or executors.cores(), output, paths, shards.version)
     plan = new.plan()
     return executors.processes(min(workers or (executors.cores() if _bytes(plan) > LITTLE_WORK else 1), len(plan)))
@@ -338,7 +353,7 @@ def _bytes(plan: Sequence[Shard]) -> int:
     return sum(shard.rows * CONFIGS[shard.config].row_bytes for shard in plan)
 
 
-def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> card.Statistics:
+def _make(run: executors.Run, output: Path, folder: str, new: Manifest, old_configs: Sequence[str]) -> card.Statistics:
     """Writes the shards that are not there, or not intact, and gives the statistics of all.
 
     A shard that was lost is written as it was. Others make the folder incomplete first; after each the manifest knows
@@ -346,7 +361,8 @@ def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> card.
     """
     plan, totals = new.plan(folder), contents.blank(new)
     missing = [shard for shard in plan if shard.name not in new.shards]
-    stale = sorted({*shards.find_shards(output)} - {shard.name for shard in plan})
+    there = shards.find_shards(output, {*old_configs, *new.configs})
+    stale = [name for name in there if name not in {shard.name for shard in plan}]
     if missing or stale:
         _warn_of_space(output, missing)
         _mark_incomplete(output, new, stale)
@@ -360,9 +376,10 @@ def _make(run: executors.Run, output: Path, folder: str, new: Manifest) -> card.
                     new.shards[shard.name] = record
                     new.save(output)
                     written += shard.rows
-                    lost = ", which was lost or damaged" if shard.name in known else ""
-                    if bar.disable or lost:
-                        tqdm.tqdm.write(f"[{len(new.shards)}/{len(plan)}] {shard.name}{lost}")
+                    if shard.name in known:
+                        tqdm.tqdm.write(f"{shard.name} was lost or damaged, and is written again")
+                    elif bar.disable:
+                        tqdm.tqdm.write(f"[{len(new.shards)}/{len(plan)}] {shard.name}")
                 bar.update(shard.rows)
     except CommandError as error:
         finished = f"{len(new.shards)} of {len(plan)} shards are finished and kept"

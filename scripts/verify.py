@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import tqdm
-from datasets.utils.file_utils import is_remote_url
 
 import so2sat
 from publishing import command, compare, contents, executors, manifest
@@ -95,7 +94,7 @@ def verify(
         so2sat.SourceError: The source files can't be read.
     """
     folder = Path(os.path.expanduser(repository)).resolve()
-    if source and not is_remote_url(source):
+    if source and not so2sat.is_url(source):
         source = os.path.abspath(os.path.expanduser(source))
     built = manifest.load_built(folder)
     found = [*contents.file_findings(folder, built)]
@@ -138,7 +137,9 @@ def _describe(built: Manifest, source: str) -> dict[str, SourceRecord]:
         CommandError: None is.
     """
     files = [names for config in built.configs for names in CONFIGS[config].files.values()]
-    found = manifest.describe(source, dict.fromkeys(name for names in files for name in names))
+    there = manifest.describe(source, dict.fromkeys(name for names in files for name in names))
+    whole = {name for names in files if {*names} <= {*there} for name in names}
+    found = {name: record for name, record in there.items() if name in whole}
     if not found:
         raise CommandError(f"{source}: no {' or '.join(built.sources)}, which the repository was made from")
     return found

@@ -132,7 +132,9 @@ def test_the_repository_holds_what_it_should_and_nothing_else(repository: Path) 
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     planned = {f"{config}/{split}-00000-of-00001.parquet" for config in ("rgb", "all") for split in so2sat.SOURCE_FILES}
     visible = {name for name in files if not name.startswith(".")}
-    assert visible == {"README.md", "manifest.json", "statistics.json", "train.py", *card.PICTURES, *planned}
+    assert visible == {"README.md", "manifest.json", "statistics.json", "train.py", *card.PICTURES, *planned} - {
+        "assets/map.png"
+    }
 
 
 def test_statistics_are_those_of_numpy_over_what_readers_get(repository: Path) -> None:
@@ -419,7 +421,7 @@ def test_a_damaged_shard_is_written_anew(
     DAMAGES[damage](output / "all" / "test-00000-of-00001.parquet")
     build.build(str(source), output)
     assert contents(output) == contents(repository)
-    assert "all/test-00000-of-00001.parquet, which was lost or damaged" in capsys.readouterr().out
+    assert "all/test-00000-of-00001.parquet was lost or damaged" in capsys.readouterr().out
 
 
 def test_the_state_of_the_build_can_be_lost(small_copy: tuple[Path, Path], repository: Path) -> None:
@@ -447,7 +449,22 @@ def test_a_source_that_changes_during_the_build_is_an_error_and_is_read_again(
     monkeypatch.undo()
     before = modification_times(output)
     build.build(str(source), output)
-    assert rewritten(output, before) == SHARDS
+    assert rewritten(output, before) == {name for name in SHARDS if "test" in name}
+    assert contents(output) == contents(repository)
+
+
+def test_a_source_of_other_configs_that_comes_during_the_build_changes_nothing(
+    small_copy: tuple[Path, Path], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = small_copy
+    write_shard = shards.write_shard
+
+    def write_and_fetch(shard: Shard, folder: Path) -> Any:
+        write_source(source / "block" / "testing.h5", random_arrays(3))
+        return write_shard(shard, folder)
+
+    monkeypatch.setattr(shards, "write_shard", write_and_fetch)
+    build.build(str(source), output, ["rgb"], rewrite=True)
     assert contents(output) == contents(repository)
 
 
@@ -469,6 +486,29 @@ def test_a_split_whose_source_is_gone_goes_only_if_it_is_let_go(
     assert rewritten(output, before) == set()
     assert list(datasets.load_dataset(str(output), "rgb")) == ["train", "validation"]
     assert len(list(output.glob("*/*.parquet"))) == 4
+
+
+def test_a_source_with_other_rows_is_taken_in_only_if_all_is_rewritten(
+    small_copy: tuple[Path, Path], source_arrays: dict[str, Arrays], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = small_copy
+    before = contents(output)
+    write_source(source / "testing.h5", {name: rows[:17] for name, rows in source_arrays["test"].items()})
+    assert build.main([str(source), str(output)]) == 1
+    assert "testing.h5 with 33 rows, SOURCE's has 17" in capsys.readouterr().err
+    assert contents(output) == before
+    assert build.main([str(source), str(output), "--rewrite"]) == 0
+
+
+def test_a_file_of_others_in_the_place_of_another_config_is_left_alone(
+    small_copy: tuple[Path, Path], small_arrays: dict[str, Arrays]
+) -> None:
+    source, output = small_copy
+    theirs = output / "rgb_random" / "train-00000-of-00001.parquet"
+    theirs.parent.mkdir()
+    theirs.touch()
+    build.build(str(source), output, rewrite=True)
+    assert theirs.exists()
 
 
 def test_a_config_goes_only_if_it_is_let_go(small_copy: tuple[Path, Path]) -> None:
@@ -553,7 +593,8 @@ def test_values_that_can_not_be_right_are_warned_of(
     change(arrays)
     write_source(tmp_path / "data" / "testing.h5", arrays)
     build.build(str(tmp_path / "data"), tmp_path / "so2sat", [config])
-    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    *before, warning = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert [f"{tmp_path}/data/testing.h5" in line for line in before] == [True] * (told == "reflectance")
     assert warning.startswith(f"warning: {config}, test: ")
     assert told in warning
     assert [*verify.verify(tmp_path / "so2sat")] == []

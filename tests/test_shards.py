@@ -77,7 +77,7 @@ def test_only_files_named_as_shards_are_shards(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "rgb/test-00000-of-00001.parquet").mkdir()
-    assert shards.find_shards(tmp_path) == ["rgb/train-00001-of-00002.parquet"]
+    assert shards.find_shards(tmp_path, ["rgb"]) == ["rgb/train-00001-of-00002.parquet"]
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -222,6 +222,14 @@ def test_a_source_with_a_split_more_than_the_repository_is_a_finding(
     ]
 
 
+def test_places_without_their_patches_are_no_split_that_is_missing(full_folder: Path, tmp_path: Path) -> None:
+    for name in ("validation.h5", "validation_geo.h5", "training_geo.h5"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        shutil.copy(full_folder / name, tmp_path / "data")
+    build.build(str(tmp_path / "data"), tmp_path / "so2sat")
+    assert findings(tmp_path / "so2sat", tmp_path / "data") == []
+
+
 # ── The command line ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -168,7 +168,7 @@ def strays(folder: Path, built: Manifest) -> str:
     names = [name for name in _files(folder, built) if name not in ours]
     names += [f"{name}, listed by another version of the project" for name in built.files if name not in OTHER_FILES]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    listed = ", ".join(names[:5])
+    listed = so2sat.printable(", ".join(names[:5]))
     return f"not of the repository, neither published nor deleted: {listed}{more}" if names else ""
 
 

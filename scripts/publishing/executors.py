@@ -63,11 +63,9 @@ def processes(workers: int) -> Iterator[Run]:
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     ) as pool:
         try:
-            # Ctrl-C is for this process, which ends its workers; they inherit the mask, and so must start here.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            for _ in range(workers):
-                pool.submit(int)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            with _deaf_to_ctrl_c():
+                for _ in range(workers):
+                    pool.submit(int)
             yield _run_in(pool, BrokenProcessPool)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -75,6 +73,16 @@ def processes(workers: int) -> Iterator[Run]:
                 child.terminate()
                 child.join()
             raise
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Lets processes start that don't hear Ctrl-C: it is for this process, which ends them. They inherit the mask."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _start_worker() -> None:
@@ -112,7 +120,8 @@ def dask_cluster(
     with contextlib.ExitStack() as stack:
         if address == "local":
             options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
-            address = stack.enter_context(distributed.LocalCluster(n_workers=workers, **options)).scheduler_address
+            with _deaf_to_ctrl_c():
+                address = stack.enter_context(distributed.LocalCluster(n_workers=workers, **options)).scheduler_address
         try:
             client = stack.enter_context(distributed.Client(address, timeout=CONNECT_SECONDS))
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)

@@ -6,9 +6,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import so2sat
 from publishing import files, places, shards
@@ -19,6 +22,7 @@ from publishing.shards import Shard, ShardRecord
 NAME = "manifest.json"
 
 FINGERPRINT_ROWS = 256  # of every array that go into a source's fingerprint
+MAX_REFLECTANCE = 1  # that a median can be; real ones are near 0.12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +113,10 @@ class Manifest:
             fields["sources"] = {name: SourceRecord(**record) for name, record in fields["sources"].items()}
             fields["shards"] = {name: ShardRecord(**record) for name, record in fields["shards"].items()}
             found = cls(**fields)
+            so2sat.IMAGE_FORMATS[found.image_format], found.files.items()
             if unplanned := found.shards.keys() - {shard.name for shard in found.plan()}:
                 raise ValueError(f"{min(unplanned)!r} is no shard of its sources")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             what = f"not a manifest of this version of the project ({type(error).__name__}: {error})"
             raise CommandError(f"{path}: {what}; restore it, or give another folder") from error
         return found
@@ -154,13 +159,17 @@ def describe(folder: str, names: Iterable[str]) -> dict[str, SourceRecord]:
                 places.check(source)
             else:
                 source.check_labels()
-            records[name] = SourceRecord(source.rows, source.bytes, _fingerprint(source), source.synthetic)
+            fingerprint, reflectance = _looked_at(source)
+            records[name] = SourceRecord(source.rows, source.bytes, fingerprint, source.synthetic)
+            if reflectance > MAX_REFLECTANCE:
+                what = f"the median of 'sen2' is {reflectance:,.4g}, expected at most {MAX_REFLECTANCE} as reflectance"
+                print(so2sat.printable(f"warning: {path}: {what}"), file=sys.stderr)
     return records
 
 
-def _fingerprint(source: so2sat.Source) -> str:
-    """SHA-256 of all labels or places, and of 256 rows of every array of pixels, evenly spaced."""
-    digest = hashlib.sha256()
+def _looked_at(source: so2sat.Source) -> tuple[str, float]:
+    """SHA-256 of all labels or places and of 256 rows of every array of pixels, evenly spaced; the median of `sen2`."""
+    digest, medians = hashlib.sha256(), list[float]()
     for name, array in sorted(source.arrays.items()):
         ranges = [*so2sat.blocks(0, source.rows, 1 << 16)]
         if array.ndim == 4 and source.rows > FINGERPRINT_ROWS:
@@ -169,4 +178,6 @@ def _fingerprint(source: so2sat.Source) -> str:
         for start, stop in ranges:
             values = source.read(name, start, stop)
             digest.update(repr(values.tolist()).encode() if values.dtype == object else values.tobytes())
-    return digest.hexdigest()
+            if name == "sen2":
+                medians.append(float(np.median(values)))
+    return digest.hexdigest(), float(np.median(medians)) if medians else 0.0

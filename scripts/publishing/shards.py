@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -132,10 +132,10 @@ def version() -> str:
     return f"{so2sat.VERSION}-{hashlib.sha256(json.dumps(recipes).encode()).hexdigest()[:16]}"
 
 
-def find_shards(folder: Path) -> list[str]:
-    """The files of a repository that are named as shards, by path inside it, whatever they hold."""
+def find_shards(folder: Path, configs: Collection[str]) -> list[str]:
+    """The files of a repository that are named as shards of these configs, by path inside it, whatever they hold."""
     name = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}\.parquet")
-    paths = (path for config in CONFIGS for path in sorted(folder.glob(f"{config}/*")))
+    paths = (path for config in sorted(configs) for path in sorted(folder.glob(f"{config}/*")))
     return [f"{path.parent.name}/{path.name}" for path in paths if name.fullmatch(path.name) and not path.is_dir()]
 
 
