@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None, limits: Mapping[str, Limits] | None 
     parser = command.parser(
         "Builds a Parquet repository, ready for load_dataset() and for the Hub, from So2Sat HDF5 files. A build that"
         " was interrupted goes on where it stopped when it is run again. A shard is kept if nothing that decides its"
-        " bytes has changed. Of a source that is its size, all labels and places, and 256 rows of every array, evenly"
-        " spaced; a change of other rows alone is seen by verify.py --source.",
+        " bytes has changed. Of a source file, its size, all labels or positions, and 256 evenly spaced rows of each"
+        " array are compared; a change of other rows alone is seen by verify.py --source.",
         EXAMPLES,
     )
     names = ", ".join(so2sat.SOURCE_FILES.values())

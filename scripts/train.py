@@ -265,7 +265,8 @@ def as_evaluated(batch: Batch, form: str) -> Array:
     Args:
         batch: Arrays by column, shape (rows, 32, 32, bands), or (32, 32, bands) for one patch.
         form: "torchgeo" and "geobench" (18 bands, Sentinel-1 first), "terratorch" (18 bands, interleaved by name, as
-            torchgeo-bench has them) or "sentinel2-13" (OlmoEarth and Galileo: 13 bands of `sentinel2` alone).
+            torchgeo-bench has them) or "sentinel2-13" (OlmoEarth and Galileo: `sentinel2` alone, as digital numbers;
+            13 bands, of which B1, B9 and B10 are copies of B2, B8A and B11).
 
     Returns:
         A float32 array of shape (rows, bands, 32, 32), or (bands, 32, 32).
@@ -681,8 +682,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", metavar="N", type=_number(int, 1), default=64, help="patches in a batch (default: 64)")
     add("--lr", metavar="X", type=_number(float, 0), default=3e-3, help="highest learning rate (default: 0.003)")
     add("--weight-decay", metavar="X", type=_number(float, 0), default=0.05, help="default: 0.05")
-    add("--balanced", action="store_true", help="weigh classes alike in the loss, however rare they are")
-    limit = "at most this many patches of each split, drawn at random; only files that hold so many are fetched"
+    add("--balanced", action="store_true", help="weight the loss by inverse class frequency")
+    limit = "at most this many patches of each split, drawn at random from its first files; only those are fetched"
     add("--limit", metavar="ROWS", type=_number(int, 1), help=limit)
     add("--seed", metavar="S", type=_number(int, 0), default=0, help="of all that is drawn (default: 0)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps and so on (default: the fastest one here)")

@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=command.named, help="repository that build.py made")
     parser.add_argument("repo_id", metavar="ORG/NAME", type=_repo_id, help="dataset on the Hub, made if it isn't there")
     parser.add_argument("--private", action="store_true", help="make a new dataset private")
-    parser.add_argument("--synthetic", action="store_true", help="show synthetic data to everyone")
+    parser.add_argument(
+        "--synthetic", action="store_true", help="allow synthetic data in public, which is else refused"
+    )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
     parser.add_argument("--revision", metavar="R", default=MAIN, help="branch, which must exist (default: %(default)s)")
     parser.add_argument("--replace-card", action="store_true", help="replace a card that others have edited")
