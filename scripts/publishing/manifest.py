@@ -113,10 +113,9 @@ class Manifest:
             fields["sources"] = {name: SourceRecord(**record) for name, record in fields["sources"].items()}
             fields["shards"] = {name: ShardRecord(**record) for name, record in fields["shards"].items()}
             found = cls(**fields)
-            so2sat.IMAGE_FORMATS[found.image_format], found.files.items()
             if unplanned := found.shards.keys() - {shard.name for shard in found.plan()}:
                 raise ValueError(f"{min(unplanned)!r} is no shard of its sources")
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             what = f"not a manifest of this version of the project ({type(error).__name__}: {error})"
             raise CommandError(f"{path}: {what}; restore it, or give another folder") from error
         return found
